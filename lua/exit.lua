@@ -1,0 +1,47 @@
+-- exit: the process of the sandbox exited; the first exit that is told is the one kept.
+--
+-- KEYS[1]    record     <prefix>:{<p>}:status:<id>
+-- KEYS[2]    events     <prefix>:{<p>}:events
+-- KEYS[3-6]  indexes    <prefix>:{<p>}:state:<STATE>, for INIT, READY, NOTREADY, UNKNOWN
+--
+-- ARGV[1]  id           the sandbox
+-- ARGV[2]  by           the agent that asks
+-- ARGV[3]  request      the token of this write
+-- ARGV[4]  maxlen       about how many events the stream keeps
+-- ARGV[5]  exit_status  of the process
+-- ARGV[6]  exited_at    RFC 3339
+--
+-- Reply
+--   OK <record>                 the record as it now is; unchanged when its exit was known
+--   NOT_FOUND
+--   TRANSITION <state>          the state that refuses
+--
+-- @include lib/states
+-- @include lib/status
+-- @include lib/change
+
+local record, events = KEYS[1], KEYS[2]
+local indexes = { INIT = KEYS[3], READY = KEYS[4], NOTREADY = KEYS[5], UNKNOWN = KEYS[6] }
+local id, by, request, maxlen = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local exit_status, exited_at = ARGV[5], ARGV[6]
+
+local status = read(record)
+if not status then
+  return { "NOT_FOUND" }
+end
+if status.request == request then
+  return whole(record)
+end
+if not moves("exit", status.state) then
+  return { "TRANSITION", status.state }
+end
+if status.state == "NOTREADY" and status.exited_at then
+  return whole(record)
+end
+probe(events, indexes[status.state], indexes.NOTREADY)
+
+local before = status.state
+status.state, status.pid = "NOTREADY", "0"
+status.exit_status, status.exited_at = exit_status, exited_at
+move(record, events, indexes, maxlen, id, "exit", before, status, by, request)
+return whole(record)

@@ -1,0 +1,95 @@
+-- change: the writes of one change of an existing record, its index entries and its event.
+-- Nothing here refuses: whoever calls has read and decided before.
+
+-- probe: fail on keys of another type before anything is written, because a failed script is not rolled back.
+local function probe(events, ...)
+  redis.call("XLEN", events)
+  for _, index in ipairs({ ... }) do
+    redis.call("ZCARD", index)
+  end
+end
+
+-- leave: take an id out of the index of its state; where it is not there, out of whichever index has it.
+local function leave(indexes, state, id)
+  if redis.call("ZREM", indexes[state], id) == 0 then
+    for _, index in pairs(indexes) do
+      redis.pcall("ZREM", index, id)
+    end
+  end
+end
+
+-- event: append one change to the stream; its entry id is the revision. `after` is nil after a delete.
+local function event(events, maxlen, id, transition, before, after, status, by, request, metadata)
+  local entry = { "id", id, "transition", transition }
+  local function put(field, value)
+    if value and value ~= "" then
+      entry[#entry + 1] = field
+      entry[#entry + 1] = value
+    end
+  end
+  put("before", before)
+  put("state", after)
+  put("pid", status.pid)
+  put("created_at", status.created_at)
+  put("exited_at", status.exited_at)
+  put("exit_status", status.exit_status)
+  put("node", status.node)
+  put("epoch", status.epoch)
+  put("by", by)
+  put("request", request)
+  for i = 1, metadata and #metadata or 0 do
+    entry[#entry + 1] = metadata[i]
+  end
+  return redis.call("XADD", events, "MAXLEN", "~", maxlen, "*", unpack(entry))
+end
+
+-- move: write `status`, which was in the state `before`, with its index entry and its event.
+local function move(record, events, indexes, maxlen, id, transition, before, status, by, request)
+  if before ~= status.state then
+    leave(indexes, before, id)
+    redis.call("ZADD", indexes[status.state], 0, id)
+  end
+  local revision = event(events, maxlen, id, transition, before, status.state, status, by, request)
+  local fields = { "state", status.state, "pid", status.pid or "0", "exit_status", status.exit_status or "0",
+    "revision", revision, "request", request }
+  for _, field in ipairs({ "created_at", "exited_at" }) do
+    if status[field] == "" then
+      redis.call("HDEL", record, field)
+    elseif status[field] then
+      fields[#fields + 1] = field
+      fields[#fields + 1] = status[field]
+    end
+  end
+  redis.call("HSET", record, unpack(fields))
+end
+
+-- erase: delete a record with its index entries, and append the event that says so.
+local function erase(record, events, indexes, nodes, maxlen, id, transition, status, by, request)
+  leave(indexes, status.state, id)
+  if status.node ~= "" then
+    redis.call("ZREM", nodes .. status.node, id)
+  end
+  event(events, maxlen, id, transition, status.state, nil, status, by, request)
+  redis.call("DEL", record)
+end
+
+-- insert: write a record that was not there, with its index entries and its event. `metadata` is a flat list of
+-- fields and values.
+local function insert(record, events, indexes, nodes, maxlen, id, transition, status, by, request, metadata)
+  redis.call("ZADD", indexes[status.state], 0, id)
+  if status.node ~= "" then
+    redis.call("ZADD", nodes .. status.node, 0, id)
+  end
+  local revision = event(events, maxlen, id, transition, nil, status.state, status, by, request, metadata)
+  local fields = { "revision", revision, "request", request }
+  for field, value in pairs(status) do
+    if value ~= "" then
+      fields[#fields + 1] = field
+      fields[#fields + 1] = value
+    end
+  end
+  redis.call("HSET", record, unpack(fields))
+  if #metadata > 0 then
+    redis.call("HSET", record, unpack(metadata))
+  end
+end

@@ -1,0 +1,52 @@
+-- load: a sandbox that was there before the store knew it, as its node observed it.
+--
+-- KEYS[1]    record     <prefix>:{<p>}:status:<id>
+-- KEYS[2]    events     <prefix>:{<p>}:events
+-- KEYS[3-6]  indexes    <prefix>:{<p>}:state:<STATE>, for INIT, READY, NOTREADY, UNKNOWN
+--
+-- ARGV[1]  id           the sandbox
+-- ARGV[2]  by           the agent that asks
+-- ARGV[3]  request      the token of this write
+-- ARGV[4]  maxlen       about how many events the stream keeps
+-- ARGV[5]  nodes        <prefix>:{<p>}:node: (the node completes the key)
+-- ARGV[6]  node         the node it is on, or ""
+-- ARGV[7]  epoch        decimal
+-- ARGV[8]  created_at   RFC 3339
+-- ARGV[9]  state        as observed
+-- ARGV[10]  pid          decimal
+-- ARGV[11]  exited_at    RFC 3339, or ""
+-- ARGV[12]  exit_status  decimal
+-- ARGV[13]  ... metadata fields and values
+--
+-- Reply
+--   OK <record>                 the new record
+--   ALREADY_EXISTS <state>      nothing was changed
+--   TRANSITION absent           a sandbox cannot be loaded in that state
+--
+-- @include lib/states
+-- @include lib/status
+-- @include lib/change
+
+local record, events = KEYS[1], KEYS[2]
+local indexes = { INIT = KEYS[3], READY = KEYS[4], NOTREADY = KEYS[5], UNKNOWN = KEYS[6] }
+local id, by, request, maxlen = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local nodes, node, epoch, created_at = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local state, pid, exited_at, exit_status = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
+local metadata = { unpack(ARGV, 13) }
+
+local known = read(record)
+if known and known.request == request then
+  return whole(record)
+end
+if known then
+  return { "ALREADY_EXISTS", known.state }
+end
+if not allows("load", "absent", state) then
+  return { "TRANSITION", "absent" }
+end
+probe(events, indexes[state], nodes .. node)
+
+local status = { state = state, pid = pid, created_at = created_at, exited_at = exited_at,
+  exit_status = exit_status, node = node, epoch = epoch }
+insert(record, events, indexes, nodes, maxlen, id, "load", status, by, request, metadata)
+return whole(record)

@@ -1,0 +1,42 @@
+-- start: the process of a new sandbox runs.
+--
+-- KEYS[1]    record     <prefix>:{<p>}:status:<id>
+-- KEYS[2]    events     <prefix>:{<p>}:events
+-- KEYS[3-6]  indexes    <prefix>:{<p>}:state:<STATE>, for INIT, READY, NOTREADY, UNKNOWN
+--
+-- ARGV[1]  id           the sandbox
+-- ARGV[2]  by           the agent that asks
+-- ARGV[3]  request      the token of this write
+-- ARGV[4]  maxlen       about how many events the stream keeps
+-- ARGV[5]  pid          its process id
+--
+-- Reply
+--   OK <record>                 the record as it now is
+--   NOT_FOUND
+--   TRANSITION <state>          the state that refuses
+--
+-- @include lib/states
+-- @include lib/status
+-- @include lib/change
+
+local record, events = KEYS[1], KEYS[2]
+local indexes = { INIT = KEYS[3], READY = KEYS[4], NOTREADY = KEYS[5], UNKNOWN = KEYS[6] }
+local id, by, request, maxlen = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local pid = ARGV[5]
+
+local status = read(record)
+if not status then
+  return { "NOT_FOUND" }
+end
+if status.request == request then
+  return whole(record)
+end
+if not moves("start", status.state) then
+  return { "TRANSITION", status.state }
+end
+probe(events, indexes.INIT, indexes.READY)
+
+local before = status.state
+status.state, status.pid = "READY", pid
+move(record, events, indexes, maxlen, id, "start", before, status, by, request)
+return whole(record)

@@ -1,0 +1,133 @@
+"""From a URL or a client to connections of our own: the only place that reads redis-py's settings and its exceptions.
+
+A client that is passed in serves as the description of a connection: where, with which user, which TLS. Its pool is not
+touched, and what it does about retries, decoding or caching does not reach the store.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+
+from sandbox_redis.errors import InvalidArgumentError
+from sandbox_redis.wire import Lost, ServerError, Unsent
+
+SCHEMES: Final = ("redis://", "rediss://", "unix://")
+
+# What redis-py would do by itself and a store must not have: repeat commands, decode replies, follow maintenance
+# notices; and a handshake of five commands where two will do (1.2 ms against 0.15 ms, measured).
+_DROPPED: Final = (
+    "lib_name",
+    "lib_version",
+    "retry_on_timeout",
+    "retry_on_error",
+    "maint_notifications_config",
+    "maint_notifications_pool_handler",
+    "orig_host_address",
+    "orig_socket_timeout",
+    "orig_socket_connect_timeout",
+    "himport_registry",
+)
+_NOBODY_THERE: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.EACCES})
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server, as redis-py's connection class and its arguments."""
+
+    connection_class: Any
+    arguments: dict[str, Any]
+    address: str
+    """For messages; without credentials."""
+
+    def connection(self) -> Any:
+        """A connection that is not connected yet."""
+        return self.connection_class(**self.arguments)
+
+
+def endpoint(source: Any, *, agent: str, asyncio: bool) -> Endpoint:
+    """What a URL or a client leads to.
+
+    Raises:
+        InvalidArgumentError: the URL or the client is of a kind that is not supported.
+    """
+    library: Any = redis.asyncio if asyncio else redis
+    if isinstance(source, str):
+        if not source.startswith(SCHEMES):
+            known = ", ".join(SCHEMES)
+            raise InvalidArgumentError("url", without_password(source), f"it must begin with one of {known}")
+        try:
+            pool = library.ConnectionPool.from_url(source)
+        except ValueError as error:
+            raise InvalidArgumentError("url", without_password(source), str(error)) from None
+    else:
+        if not isinstance(source, library.Redis):
+            wanted = f"{library.__name__}.Redis"
+            raise InvalidArgumentError("client", source, f"a {wanted} is needed (a fakeredis client is one)")
+        pool = source.connection_pool
+    arguments = {name: value for name, value in pool.connection_kwargs.items() if name not in _DROPPED}
+    retry = redis.asyncio.retry.Retry if asyncio else redis.retry.Retry
+    arguments |= {
+        "retry": retry(NoBackoff(), 0),
+        "decode_responses": False,
+        "health_check_interval": 0,
+        "protocol": 2,
+        "driver_info": None,
+        # CLIENT LIST shows who is connected; it takes no blanks.
+        "client_name": arguments.get("client_name") or re.sub(r"[^!-~]", "_", agent) or None,
+    }
+    return Endpoint(pool.connection_class, arguments, _address(pool.connection_class, arguments))
+
+
+def _address(connection_class: type, arguments: dict[str, Any]) -> str:
+    if "fakeredis" in connection_class.__module__:
+        return "fakeredis"
+    if path := arguments.get("path"):
+        return f"unix://{path}"
+    return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}"
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown."""
+    return re.sub(r"(//[^/@:]*):[^/]*@", r"\1:***@", url)
+
+
+def refusal(error: RedisError) -> ServerError:
+    """An error reply as the operations know it."""
+    code = getattr(error, "status_code", None)
+    first, _, rest = str(error).partition(" ")
+    return ServerError(code, str(error)) if code else ServerError(first, rest)
+
+
+def is_refusal(error: RedisError) -> bool:
+    """Whether the server said it, as against a connection that failed; some of its words are ConnectionErrors too."""
+    return getattr(error, "status_code", None) is not None or isinstance(error, redis.ResponseError)
+
+
+def unsent(address: str, error: Exception, *, reached: bool) -> Unsent:
+    """Connecting failed. Without an answer ever, from where nobody listens, there is no use in waiting."""
+    said = isinstance(error, RedisError) and is_refusal(error)
+    code = refusal(error).code if said else "UNREACHABLE"  # type: ignore[arg-type]
+    cause = error.__cause__ or error.__context__
+    failure = Unsent(address, str(error).rstrip("."), code)
+    if isinstance(error, BusyLoadingError):
+        failure.hopeless = False
+    elif said or isinstance(error, AuthenticationError):
+        failure.hopeless = True
+    else:
+        nobody = isinstance(cause, socket.gaierror) or getattr(cause, "errno", None) in _NOBODY_THERE
+        failure.hopeless = nobody and not reached
+    return failure
+
+
+def lost(address: str, error: BaseException, replies: list[Any]) -> Lost:
+    """A connection failed behind a packet."""
+    return Lost(address, str(error).rstrip(".") or type(error).__name__, tuple(replies))

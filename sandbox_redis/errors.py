@@ -1,0 +1,147 @@
+"""Every error that a caller can meet. No redis exception leaves the library, and nothing here imports one.
+
+::
+
+    SandboxError
+    ├── NotFoundError             there is no such sandbox
+    ├── AlreadyExistsError        the id is taken
+    ├── TransitionError           the state machine has no such move
+    ├── ConflictError             others kept changing the sandbox until the deadline
+    ├── InvalidArgumentError      refused before anything was sent (also a ValueError)
+    ├── OutcomeUnknownError       the write may or may not have happened
+    ├── StoreUnavailableError     the server cannot serve now; nothing was written
+    └── SchemaError               what is in Redis is not what this release can read
+
+The facts are attributes, the message says what to do next, and every error pickles.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SandboxError(Exception):
+    """The root of every error that this library raises."""
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(facts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The constructors differ, so an error is rebuilt from its message and its facts.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[SandboxError], args: tuple[Any, ...], facts: dict[str, Any]) -> SandboxError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+class NotFoundError(SandboxError):
+    """There is no sandbox `id`: it was never created, or it was removed."""
+
+    id: str
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"sandbox {id!r} does not exist: it was never created, or it has been removed", id=id)
+
+
+class AlreadyExistsError(SandboxError):
+    """The id is taken by a sandbox in `state`; that sandbox was not touched."""
+
+    id: str
+    state: str
+
+    def __init__(self, id: str, state: str) -> None:
+        super().__init__(
+            f"sandbox {id!r} already exists, in state {state}: choose another id, or remove that sandbox first",
+            id=id,
+            state=state,
+        )
+
+
+class TransitionError(SandboxError):
+    """The state machine has no such move: `operation` is refused in `state`. Nothing was changed."""
+
+    id: str
+    state: str
+    operation: str
+
+    def __init__(self, id: str, state: str, operation: str, advice: str = "") -> None:
+        super().__init__(
+            f"sandbox {id!r} is {state}: {operation} is refused" + (f"; {advice}" if advice else ""),
+            id=id,
+            state=state,
+            operation=operation,
+        )
+
+
+class ConflictError(SandboxError):
+    """Others changed the sandbox between each read and its write, `attempts` times. Nothing was changed."""
+
+    id: str
+    attempts: int
+
+    def __init__(self, id: str, attempts: int) -> None:
+        super().__init__(
+            f"sandbox {id!r} was changed by others during each of {attempts} attempts to update it: nothing was"
+            " written; try again, or give a longer timeout",
+            id=id,
+            attempts=attempts,
+        )
+
+
+class InvalidArgumentError(SandboxError, ValueError):
+    """An argument breaks a rule. It was refused before anything was sent."""
+
+    argument: str
+    value: Any
+    rule: str
+
+    def __init__(self, argument: str, value: Any, rule: str) -> None:
+        shown = repr(value)
+        shown = shown if len(shown) <= 100 else f"{shown[:100]}…"
+        super().__init__(f"{argument} is {shown}: {rule}", argument=argument, value=value, rule=rule)
+
+
+class OutcomeUnknownError(SandboxError):
+    """The reply to a write was lost, and whether it happened could not be found out any more.
+
+    `request` is the token of the write: the record and the event of that write, if there are any, carry it.
+    """
+
+    id: str
+    request: str
+
+    def __init__(self, id: str, request: str, reason: str) -> None:
+        super().__init__(
+            f"the write {request} to sandbox {id!r} may or may not have happened ({reason}): read the sandbox"
+            " before you write again",
+            id=id,
+            request=request,
+        )
+
+
+class StoreUnavailableError(SandboxError):
+    """The server at `address` cannot serve this now. Nothing was written.
+
+    `code` is the word that Redis gave for it (``LOADING``, ``OOM``, ``READONLY``, ``NOAUTH``, …), or
+    ``UNREACHABLE`` when no server answered.
+    """
+
+    address: str
+    code: str
+
+    def __init__(self, address: str, code: str, reason: str, advice: str) -> None:
+        super().__init__(f"the store at {address} is not available: {reason}; {advice}", address=address, code=code)
+
+
+class SchemaError(SandboxError):
+    """What is in Redis under `key` is not what this release can read. Nothing was changed."""
+
+    key: str
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"key {key!r} {reason}", key=key)

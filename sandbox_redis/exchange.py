@@ -1,0 +1,212 @@
+"""Reaching the server within a deadline: what is retried, what is found out, what is given up and with which error.
+
+One rule decides: what is certain not to have happened is tried again; what may have happened is found out by its
+request token; nothing is guessed. No I/O, no redis; the operations themselves stand in ``operations.py``.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+from sandbox_redis.errors import OutcomeUnknownError, SandboxError, StoreUnavailableError
+from sandbox_redis.scripts import script
+from sandbox_redis.wire import Command, Failure, Lease, Lost, Op, Send, ServerError, Sleep, Unsent
+
+PAUSE_FIRST: Final = 0.001  # seconds; about ten loopback round trips
+PAUSE_MAX: Final = 0.25  # seconds; a server that comes back is noticed within this
+FIND_PAGE: Final = 1000  # events per find call; about 1 ms of server time
+
+_TRANSIENT: Final = frozenset({"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"})
+_REASONS: Final = {
+    "LOADING": ("it is loading its data", "try again when it has"),
+    "BUSY": ("a script keeps it busy", "try again, or end that script with SCRIPT KILL"),
+    "OOM": ("its memory is full (maxmemory)", "free memory or raise maxmemory, then try again"),
+    "READONLY": ("it is a read-only replica", "connect to its master"),
+    "MISCONF": ("it cannot persist and therefore takes no writes", "look into its log, mend its disk"),
+    "NOREPLICAS": ("too few of its replicas are in reach (min-replicas-to-write)", "mend its replication"),
+    "NOAUTH": ("it asks for a password", "give one in the URL: redis://:password@host"),
+    "WRONGPASS": ("it does not accept the user name or password", "correct them in the URL"),
+    "NOPERM": ("its ACL does not permit this user the command or key", "log in as another user or change the ACL"),
+    "UNREACHABLE": ("", "check that a server runs there and that the address is right"),
+}
+
+
+def unavailable(address: str, code: str, message: str) -> StoreUnavailableError:
+    """The error for a server that answers with `code`, or does not answer."""
+    reason, advice = _REASONS.get(code, ("", "see its log"))
+    return StoreUnavailableError(address, code, f"{reason}: {message}" if reason else message, advice)
+
+
+def token() -> str:
+    """A request token: 96 random bits, so that no two writes ever share one."""
+    return secrets.token_hex(12)
+
+
+def evalsha(name: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Command:
+    """The command that runs a script by its SHA-1."""
+    return ("EVALSHA", script(name).sha, len(keys), *keys, *args)
+
+
+def load(name: str) -> Command:
+    """The command that gives the server a script: it is new, was restarted, failed over or SCRIPT FLUSHed."""
+    return ("SCRIPT", "LOAD", script(name).source)
+
+
+class Deadline:
+    """A point in time by which an operation ends, one way or the other."""
+
+    __slots__ = ("_clock", "_first", "at")
+
+    def __init__(self, timeout: float, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first = timeout / 2
+        self.at = clock() + timeout
+
+    def left(self) -> float:
+        """Seconds left; negative when it has passed."""
+        return self.at - self._clock()
+
+    def share(self) -> float:
+        """How long one attempt may take: half of what is left, so that there is time to find out about it."""
+        return max(min(self._first, self.left() / 2), PAUSE_FIRST)
+
+
+class Patience:
+    """Pauses between attempts: exponential, with full jitter, until the deadline."""
+
+    __slots__ = ("_deadline", "_longest", "attempts")
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        self._longest = PAUSE_FIRST
+        self.attempts = 0
+
+    def after(self, error: SandboxError) -> Op[None]:
+        """Wait before the next attempt, or raise `error` when there is no time for one."""
+        self.attempts += 1
+        pause = random.uniform(0, self._longest)
+        self._longest = min(self._longest * 2, PAUSE_MAX)
+        if pause >= self._deadline.left():
+            raise error
+        yield Sleep(pause)
+
+
+class Exchange:
+    """The way to one store's server, as generators. `address` is for messages."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def problem(self, error: ServerError) -> SandboxError:
+        """The error for a refusal by the server itself."""
+        return unavailable(self.address, error.code, error.message)
+
+    def ask(self, key: str, commands: tuple[Command, ...], deadline: Deadline, *, share: bool = False) -> Op[list[Any]]:
+        """Send what can be sent twice without harm, until it is answered. Raises the first error that waiting does not
+        mend, but leaves NOSCRIPT and WRONGTYPE to the caller, as a reply."""
+        patience = Patience(deadline)
+        while True:
+            try:
+                replies: list[Any] = yield Send(key, commands, deadline.share(), share=share)
+            except Failure as failure:
+                yield from self.again(patience, failure)
+                continue
+            trouble = next((reply for reply in replies if isinstance(reply, ServerError)), None)
+            if trouble is None or trouble.code in ("NOSCRIPT", "WRONGTYPE"):
+                return replies
+            yield from self.again(patience, trouble)
+
+    def again(
+        self, patience: Patience, cause: Failure | ServerError, lost: OutcomeUnknownError | None = None
+    ) -> Op[None]:
+        """Pause before another attempt, or raise what `cause` means; `lost`, where an earlier reply was lost."""
+        if isinstance(cause, ServerError):
+            error, hopeless = self.problem(cause), cause.code not in _TRANSIENT
+        else:
+            error = unavailable(cause.address, cause.code, cause.reason)
+            hopeless = isinstance(cause, Unsent) and cause.hopeless and lost is None
+        if hopeless:
+            raise lost or error
+        yield from patience.after(lost or error)
+
+    def run(self, name: str, keys: tuple[str, ...], args: tuple[Any, ...], deadline: Deadline) -> Op[Any]:
+        """Run a script that can run twice without harm."""
+        while True:
+            (reply,) = yield from self.ask(keys[0], (evalsha(name, keys, args),), deadline)
+            if not isinstance(reply, ServerError) or reply.code != "NOSCRIPT":
+                return reply
+            yield from self.ask(keys[0], (load(name),), deadline, share=True)
+
+    def write(
+        self, name: str, keys: tuple[str, ...], args: tuple[Any, ...], trace: Trace, deadline: Deadline
+    ) -> Op[Any]:
+        """Run a script that writes, exactly once. Its reply, or what `find` says of it when the reply was lost."""
+        command = evalsha(name, keys, args)
+        patience = Patience(deadline)
+        lost: OutcomeUnknownError | None = None
+        while True:
+            try:
+                if lost and (found := (yield from self.find(trace, deadline))):
+                    return found
+                (reply,) = yield Send(keys[0], (command,), deadline.share())
+                if isinstance(reply, ServerError):
+                    if reply.code == "WRONGTYPE":
+                        return reply
+                    if reply.code == "NOSCRIPT":
+                        yield Send(keys[0], (load(name),), deadline.share(), share=True)
+                    else:
+                        yield from self.again(patience, reply, lost)
+                elif lost is None or (reply[0] == b"OK" and reply[1] != b"0"):
+                    return reply
+                else:
+                    # A refusal; but the write that was lost may have arrived after it was looked for, and be the cause.
+                    return (yield from self.find(trace, deadline)) or reply
+            except Failure as failure:
+                if isinstance(failure, Lost):
+                    lost = trace.unknown(failure.reason)
+                yield from self.again(patience, failure, lost)
+
+    def find(self, trace: Trace, deadline: Deadline, lease: Lease = Lease.ANY) -> Op[Any]:
+        """Look for a write whose reply was lost: a reply as its script gives it, or None when it did not happen."""
+        newest = "+"
+        while True:
+            command = evalsha("find", trace.keys, (trace.request, trace.floor, newest, trace.maxlen, FIND_PAGE))
+            (reply,) = yield Send(trace.keys[0], (command,), deadline.share(), lease)
+            if isinstance(reply, ServerError):
+                if reply.code != "NOSCRIPT":
+                    raise Unsent(self.address, reply.message, reply.code)
+                yield Send(trace.keys[0], (load("find"),), deadline.share(), lease)
+                continue
+            match reply[0]:
+                case b"MORE":
+                    newest = reply[1].decode()
+                case b"CURRENT":
+                    return [b"OK", reply[1]]
+                case b"PASSED":
+                    return [b"PASSED", *reply[1:]]
+                case b"NONE":
+                    return None
+                case b"ROLLED_BACK":
+                    raise trace.unknown("the server lost data since")
+                case _:
+                    raise trace.unknown("its event may be trimmed by now")
+
+
+class Trace:
+    """How to find one write again: its token, and an event from before it was sent."""
+
+    __slots__ = ("floor", "id", "keys", "maxlen", "request")
+
+    def __init__(self, id: str, keys: tuple[str, str], request: str, floor: str, maxlen: int) -> None:
+        self.id = id
+        self.keys = keys
+        self.request = request
+        self.floor = floor
+        self.maxlen = maxlen
+
+    def unknown(self, reason: str) -> OutcomeUnknownError:
+        """The error for when it cannot be found any more."""
+        return OutcomeUnknownError(self.id, self.request, reason)

@@ -1,0 +1,123 @@
+"""The way to one Redis server for threads: leases a connection, sends one packet, reads its replies. It knows nothing
+of what it carries, and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import hiredis
+from redis.exceptions import RedisError
+
+from sandbox_redis.connect import Endpoint, is_refusal, lost, refusal, unsent
+from sandbox_redis.wire import Command
+
+
+class Lane:
+    """Connections to one server, each used by one thread at a time. Safe to share between threads, and after a fork."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.address = endpoint.address
+        self._idle: deque[Leased] = deque()
+        self._reached = False
+        _lanes.add(self)
+
+    def lease(self, key: str) -> Leased:
+        """A connection to the server that holds `key`, for one user at a time."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Leased(self.endpoint.connection())
+
+    def give_back(self, leased: Leased) -> None:
+        """End a lease; what the connection was asked has been answered."""
+        self._idle.append(leased)
+
+    def exchange(self, leased: Leased, commands: tuple[Command, ...], timeout: float) -> list[Any]:
+        """Send commands in one packet and read their replies, errors as `ServerError`.
+
+        Raises:
+            Unsent, Lost: the connection failed, and is closed.
+        """
+        connection = leased.connection
+        until = time.monotonic() + timeout
+        if not connection.is_connected:
+            self._connect(leased, timeout)
+        leased.set_timeout(timeout)
+        replies: list[Any] = []
+        try:
+            packet = [hiredis.pack_command(command) for command in commands]
+            connection.send_packed_command((b"".join(packet),), check_health=False)
+            read = connection.read_response
+            for command in commands:
+                try:
+                    reply = read(disable_decoding=True)
+                    if command[0] == "EXEC" and reply:
+                        reply = [refusal(item) if isinstance(item, RedisError) else item for item in reply]
+                except RedisError as error:
+                    if not is_refusal(error):
+                        raise
+                    reply = refusal(error)
+                replies.append(reply)
+                if len(replies) < len(commands) and time.monotonic() > until:
+                    raise TimeoutError("no time was left to read the replies")
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            raise lost(self.address, error, replies) from None
+        except BaseException:
+            connection.disconnect()
+            raise
+        return replies
+
+    def _connect(self, leased: Leased, timeout: float) -> None:
+        connection = leased.connection
+        connection.socket_connect_timeout = connection.socket_timeout = leased.timeout = timeout
+        try:
+            connection.connect()
+        except (RedisError, OSError) as error:
+            raise unsent(self.address, error, reached=self._reached) from None
+        self._reached = True
+
+    def close(self) -> None:
+        """Close the connections that are not leased."""
+        while self._idle:
+            self._idle.pop().connection.disconnect()
+
+    def forget(self) -> None:
+        """Leave the connections to the parent process: after a fork both would read each other's replies."""
+        self._idle = deque()
+
+
+class Leased:
+    """One connection, and the timeout that its socket has."""
+
+    __slots__ = ("connection", "timeout")
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.timeout = 0.0
+
+    def set_timeout(self, timeout: float) -> None:
+        """Give the socket this timeout, for writing and reading."""
+        if timeout != self.timeout:
+            self.timeout = timeout
+            with suppress(AttributeError):  # fakeredis, whose socket has no timeout
+                self.connection.update_current_socket_timeout(timeout)
+
+
+_lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for lane in tuple(_lanes):
+        lane.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,93 @@
+"""What an operation asks of its driver, and what it can hear back. Operations are generators that yield `Send`,
+`SendAll` and `Sleep`; a driver, sync or asyncio, carries them out. No I/O and no redis here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from enum import Enum
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+Command = tuple[Any, ...]
+
+
+class Lease(Enum):
+    """Which connection a packet travels on."""
+
+    ANY = "any"
+    """Whichever is free; packets of other operations may travel before and behind it."""
+    TAKE = "take"
+    """One that this operation has to itself from now on, as WATCH needs it."""
+    KEEP = "keep"
+    """The one taken. It is `Unsent` when that one is gone, never sent on another."""
+    LAST = "last"
+    """The one taken, which is given back after this packet."""
+
+
+class Send(NamedTuple):
+    """Send commands in one packet and return their replies, errors as `ServerError` values among them.
+
+    The driver throws `Unsent` or `Lost` into the operation when there are no replies.
+    """
+
+    key: str
+    """The packet goes to the server that holds this key."""
+    commands: tuple[Command, ...]
+    timeout: float
+    """Seconds to wait, at most, for the connection and for each reply."""
+    lease: Lease = Lease.ANY
+    share: bool = False
+    """In a batch, send it once for all operations that ask for the very same."""
+
+
+class Sleep(NamedTuple):
+    """Wait, holding no connection."""
+
+    seconds: float
+
+
+class SendAll(NamedTuple):
+    """Send many packets, none of them with a lease, as few as possible. The reply is a list with the replies of each,
+    or its `Failure`."""
+
+    sends: list[Send]
+
+
+Request = Send | SendAll | Sleep
+Op = Generator[Request, Any, T]
+
+
+class ServerError(NamedTuple):
+    """An error reply: the server refused this command, and did not execute it."""
+
+    code: str
+    message: str
+
+
+class Failure(Exception):
+    """There are no replies. `address` is the server's, without credentials."""
+
+    def __init__(self, address: str, reason: str, code: str = "UNREACHABLE") -> None:
+        super().__init__(address, reason, code)
+        self.address = address
+        self.reason = reason
+        self.code = code
+
+
+class Unsent(Failure):
+    """It is certain that the server executed nothing.
+
+    `hopeless` says that waiting will not help: nobody ever listened there, or the password is wrong.
+    """
+
+    hopeless = False
+
+
+class Lost(Failure):
+    """The packet was sent, or a part of it, and not every reply came back: the server may have executed it."""
+
+    def __init__(self, address: str, reason: str, replies: tuple[Any, ...] = ()) -> None:
+        super().__init__(address, reason)
+        self.replies = replies
+        """Those that did come back."""

@@ -1,0 +1,155 @@
+"""Servers and stores for the tests. A real server is started here, on a unix socket, and stopped at the end;
+fakeredis is for speed, the real ones decide. Nothing waits for a time: `until` waits for a condition.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fakeredis
+import pytest
+import redis
+from blocking import BlockingStore
+
+from sandbox_redis import AsyncSandboxStore, SandboxStore
+from sandbox_redis.server import EmbeddedServer, find_server
+
+SERVERS = {"valkey": find_server, "redis": lambda: shutil.which("redis-server")}
+
+
+def binary_of(name: str) -> str:
+    """The server's program. Where it is missing its tests are skipped, but in CI that is a failure."""
+    if path := SERVERS[name]():
+        return path
+    message = f"no {name}-server is installed"
+    if os.environ.get("CI"):
+        pytest.fail(f"{message}, and CI must test it")
+    return pytest.skip(message)
+
+
+def pytest_report_header() -> list[str]:
+    versions = [f"redis-py {redis.__version__}, fakeredis {fakeredis.__version__}"]
+    for name, find in SERVERS.items():
+        path = find()
+        said = (
+            subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+            if path
+            else "missing"
+        )
+        versions.append(f"{name}: {said.strip()}")
+    return versions
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Callable[[str], EmbeddedServer]]:
+    """One server of each kind for the whole run; tests keep apart by their prefix."""
+    running: dict[str, EmbeddedServer] = {}
+
+    def get(name: str) -> EmbeddedServer:
+        if name not in running:
+            running[name] = EmbeddedServer(binary=binary_of(name)).start()
+        return running[name]
+
+    yield get
+    for server in running.values():
+        server.close()
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest, servers: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
+    """A real server that other tests use as well: leave it as it was."""
+    return servers(request.param)
+
+
+@pytest.fixture
+def own_server(request: pytest.FixtureRequest) -> Iterator[Callable[..., EmbeddedServer]]:
+    """Starts servers for this test alone, which may stop, fill and kill them: ``own_server("redis", port=0)``."""
+    started: list[EmbeddedServer] = []
+
+    def start(name: str = "valkey", **settings: Any) -> EmbeddedServer:
+        started.append(EmbeddedServer(binary=binary_of(name), **settings).start())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """A prefix that no other test has."""
+    return f"test-{time.monotonic_ns()}"
+
+
+@pytest.fixture(params=["fakeredis", "valkey", "redis"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["sync", "asyncio"])
+def flavour(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def client(backend: str, servers: Callable[[str], EmbeddedServer], prefix: str) -> Iterator[redis.Redis]:
+    """A plain client to look behind the store; at the end no key may be left that the contract does not name."""
+    if backend == "fakeredis":
+        looking: redis.Redis = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    else:
+        looking = redis.Redis.from_url(servers(backend).url)
+    yield looking
+    keys = {key.decode() for key in looking.scan_iter(f"{prefix}:*")}
+    strangers = {key for key in keys if not key.startswith((f"{prefix}:meta", f"{prefix}:{{"))}
+    looking.close()
+    assert not strangers
+
+
+@pytest.fixture
+def open_store(
+    backend: str, flavour: str, servers: Callable[[str], EmbeddedServer], client: redis.Redis, prefix: str
+) -> Iterator[Callable[..., Any]]:
+    """Opens stores of each kind that a test body is run with: {fakeredis, Valkey, Redis} x {sync, asyncio}."""
+    opened: list[Any] = []
+
+    def open_(**settings: Any) -> Any:
+        settings = {"prefix": prefix, "agent": "test", **settings}
+        source: Any = servers(backend).url if backend != "fakeredis" else client
+        if flavour == "sync":
+            store: Any = SandboxStore(source, **settings)
+        else:
+            if backend == "fakeredis":
+                fake_server = client.connection_pool.connection_kwargs["server"]
+                source = fakeredis.FakeAsyncRedis(server=fake_server)
+            store = BlockingStore(AsyncSandboxStore(source, **settings))
+        opened.append(store)
+        return store
+
+    yield open_
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[..., Any]) -> Any:
+    return open_store()
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    """Waits until a condition holds, and returns what it gave."""
+
+    def wait(condition: Callable[[], Any], timeout: float = 30) -> Any:
+        end = time.monotonic() + timeout
+        while not (result := condition()):
+            if time.monotonic() > end:
+                pytest.fail(f"{condition} did not come true within {timeout} s")
+            time.sleep(0.002)
+        return result
+
+    return wait
