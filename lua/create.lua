@@ -34,7 +34,7 @@ end
 if known then
   return { "ALREADY_EXISTS", known.state }
 end
-probe(events, indexes.INIT, nodes .. node)
+probe(events, nodes .. node)
 
 local status = { state = "INIT", pid = "0", created_at = created_at, exited_at = "", exit_status = "0",
   node = node, epoch = epoch }

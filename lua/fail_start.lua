@@ -31,7 +31,7 @@ end
 if not moves("fail_start", status.state) then
   return { "TRANSITION", status.state }
 end
-probe(events, indexes[status.state], nodes .. status.node)
+probe(events, nodes .. status.node)
 
 erase(record, events, indexes, nodes, maxlen, id, "fail_start", status, by, request)
 return { "OK", "1" }

@@ -44,7 +44,7 @@ end
 if not allows("load", "absent", state) then
   return { "TRANSITION", "absent" }
 end
-probe(events, indexes[state], nodes .. node)
+probe(events, nodes .. node)
 
 local status = { state = state, pid = pid, created_at = created_at, exited_at = exited_at,
   exit_status = exit_status, node = node, epoch = epoch }

@@ -34,9 +34,10 @@ local after = moves(operation, status.state)
 if not after then
   return { "TRANSITION", status.state }
 end
-probe(events, indexes[status.state], indexes.NOTREADY, nodes .. status.node)
+probe(events, nodes .. status.node)
 
 if after == "NOTREADY" then
+  probe(events, indexes.NOTREADY)
   local before = status.state
   status.state, status.pid = "NOTREADY", "0"
   move(record, events, indexes, maxlen, id, "stop", before, status, by, request)

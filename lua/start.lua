@@ -34,7 +34,7 @@ end
 if not moves("start", status.state) then
   return { "TRANSITION", status.state }
 end
-probe(events, indexes.INIT, indexes.READY)
+probe(events, indexes.READY)
 
 local before = status.state
 status.state, status.pid = "READY", pid

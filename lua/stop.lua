@@ -38,7 +38,7 @@ end
 if status.state == "NOTREADY" then
   return whole(record)
 end
-probe(events, indexes[status.state], indexes.NOTREADY)
+probe(events, indexes.NOTREADY)
 
 local before = status.state
 status.state, status.pid = "NOTREADY", "0"

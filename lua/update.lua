@@ -38,7 +38,7 @@ end
 if not allows("update", status.state, state) then
   return { "TRANSITION", status.state }
 end
-probe(events, indexes[status.state], indexes[state])
+probe(events, indexes[state])
 
 local before = status.state
 status.state, status.pid, status.exit_status = state, pid, exit_status

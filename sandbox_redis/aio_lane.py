@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import hiredis
 from redis.exceptions import RedisError
@@ -47,13 +47,8 @@ class AsyncLane:
         shared = self._shared
         if shared is None or shared.failure is not None:
             shared = self._shared = _Shared(self)
-        future = shared.submit(commands)
-        try:
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError:
-            # What stands behind it in the connection is late as well; each of those finds out for itself.
-            raise await shared.give_up(future, f"no reply within {timeout:.3g} s") from None
+        replies: list[Any] = await shared.submit(commands, timeout)
+        return replies
 
     async def lease(self, key: str, timeout: float) -> Any:
         """A connection to the server that holds `key`, for one user at a time."""
@@ -137,7 +132,10 @@ async def read(connection: Any, command: Command) -> Any:
     return reply
 
 
-Packet = tuple[tuple[Command, ...], asyncio.Future[list[Any]]]
+class _Packet(NamedTuple):
+    commands: tuple[Command, ...]
+    future: asyncio.Future[list[Any]]
+    until: float
 
 
 class _Shared:
@@ -147,26 +145,39 @@ class _Shared:
     def __init__(self, lane: AsyncLane) -> None:
         self.failure: Failure | None = None
         self._lane = lane
+        self._loop = asyncio.get_running_loop()
         self._connection = lane.endpoint.connection()
-        self._unsent: list[Packet] = []
-        self._sent: deque[Packet] = deque()
+        self._unsent: list[_Packet] = []
+        self._sent: deque[_Packet] = deque()
         self._to_send = asyncio.Event()
         self._to_read = asyncio.Event()
-        self._tasks = (asyncio.create_task(self._run(self._write())), asyncio.create_task(self._run(self._read())))
+        self._tasks = {self._loop.create_task(self._run(work)) for work in (self._write(), self._read())}
+        # One alarm for all packets: a timeout of its own for each would cost more than its reply (5 us).
+        self._alarm: asyncio.TimerHandle | None = None
 
-    def submit(self, commands: tuple[Command, ...]) -> asyncio.Future[list[Any]]:
+    def submit(self, commands: tuple[Command, ...], timeout: float) -> asyncio.Future[list[Any]]:
         """Queue a packet; the future is for its replies."""
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._unsent.append((commands, future))
+        packet = _Packet(commands, self._loop.create_future(), self._loop.time() + timeout)
+        self._unsent.append(packet)
         self._to_send.set()
-        return future
+        if self._alarm is None or packet.until < self._alarm.when():
+            self._set_alarm(packet.until)
+        return packet.future
 
-    async def give_up(self, future: asyncio.Future[list[Any]], reason: str) -> Failure:
-        """End the connection, because the reply to this packet does not come; what became of the packet."""
-        waits = any(packet[1] is future for packet in self._unsent)
-        failure = (Unsent if waits else Lost)(self._lane.address, reason)
-        await self.close(failure)
-        return failure
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        waiting = [packet.until for packet in (*self._sent, *self._unsent) if not packet.future.done()]
+        if waiting and min(waiting) <= self._loop.time():
+            # What stands behind the late one in the connection is late as well; each finds out for itself.
+            late = self.close(Lost(self._lane.address, "its reply did not come in time"))
+            self._tasks.add(self._loop.create_task(late))
+        elif waiting:
+            self._set_alarm(min(waiting))
 
     async def close(self, failure: Failure) -> None:
         """End the connection; everybody who waits for it hears why."""
@@ -202,20 +213,20 @@ class _Shared:
         while True:
             await self._to_send.wait()
             self._to_send.clear()
-            packets = [packet for packet in self._unsent if not packet[1].cancelled()]
+            packets = [packet for packet in self._unsent if not packet.future.cancelled()]
             self._unsent = []
             self._sent.extend(packets)
             self._to_read.set()
-            packet = pack(command for commands, _ in packets for command in commands)
-            await self._connection.send_packed_command(packet, check_health=False)
+            packed = pack(command for packet in packets for command in packet.commands)
+            await self._connection.send_packed_command(packed, check_health=False)
 
     async def _read(self) -> None:
         while True:
             while not self._sent:
                 self._to_read.clear()
                 await self._to_read.wait()
-            commands, future = self._sent[0]
-            replies = [await read(self._connection, command) for command in commands]
+            packet = self._sent[0]
+            replies = [await read(self._connection, command) for command in packet.commands]
             self._sent.popleft()
-            if not future.done():  # the task that asked may have been cancelled
-                future.set_result(replies)
+            if not packet.future.done():  # the task that asked may have been cancelled
+                packet.future.set_result(replies)

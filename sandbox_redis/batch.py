@@ -105,25 +105,26 @@ class _Player:
 
     def __init__(self, chain: list[tuple[Op[Any], Result[Any]]]) -> None:
         self._rest = iter(chain)
-        self._next()
-
-    def _next(self) -> None:
-        self.request: Request | None = None
-        if following := next(self._rest, None):
-            self._op, self._result = following
-            self.advance(None)
+        self._op, self._result = next(self._rest)
+        self.advance(None)
 
     def advance(self, reply: Any) -> None:
-        try:
-            self.request = self._op.throw(reply) if isinstance(reply, Failure) else self._op.send(reply)
-        except StopIteration as stop:
-            self._finish(stop.value, None)
-        except Exception as error:
-            self._finish(None, error)
-
-    def _finish(self, value: Any, error: Exception | None) -> None:
-        self._result.settle(value, error)
-        self._next()
+        """Go on with a reply or a failure, until there is something to wait for or nothing left."""
+        while True:
+            try:
+                self.request: Request | None = (
+                    self._op.throw(reply) if isinstance(reply, Failure) else self._op.send(reply)
+                )
+                return
+            except StopIteration as stop:
+                self._result.settle(stop.value, None)
+            except Exception as error:  # whatever an operation raises, an update function too, is its result
+                self._result.settle(None, error)
+            if (following := next(self._rest, None)) is None:
+                self.request = None
+                return
+            self._op, self._result = following
+            reply = None
 
 
 def _in_step(players: list[_Player]) -> Op[None]:

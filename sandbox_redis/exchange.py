@@ -56,42 +56,34 @@ def load(name: str) -> Command:
 
 
 class Deadline:
-    """A point in time by which an operation ends, one way or the other."""
+    """A point in time by which an operation ends, one way or the other; and the pauses between its attempts until
+    then."""
 
-    __slots__ = ("_clock", "_first", "at")
+    __slots__ = ("_at", "_clock", "_pause", "_timeout", "attempts")
 
     def __init__(self, timeout: float, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._first = timeout / 2
-        self.at = clock() + timeout
-
-    def left(self) -> float:
-        """Seconds left; negative when it has passed."""
-        return self.at - self._clock()
+        self._timeout = timeout
+        self._at = clock() + timeout
+        self._pause = PAUSE_FIRST
+        self.attempts = 0
+        """How many of them failed."""
 
     def share(self) -> float:
-        """How long one attempt may take: half of what is left, so that there is time to find out about it."""
-        return max(min(self._first, self.left() / 2), PAUSE_FIRST)
+        """Seconds that one attempt may take: half of what is left, so that there is time to find out about it."""
+        left = self._at - self._clock()
+        # The same number for every first attempt: a socket keeps its timeout from one operation to the next.
+        return self._timeout / 2 if left > self._timeout * 0.9 else max(left / 2, PAUSE_FIRST)
 
-
-class Patience:
-    """Pauses between attempts: exponential, with full jitter, until the deadline."""
-
-    __slots__ = ("_deadline", "_longest", "attempts")
-
-    def __init__(self, deadline: Deadline) -> None:
-        self._deadline = deadline
-        self._longest = PAUSE_FIRST
-        self.attempts = 0
-
-    def after(self, error: SandboxError) -> Op[None]:
-        """Wait before the next attempt, or raise `error` when there is no time for one."""
+    def pause(self, error: SandboxError) -> Op[None]:
+        """Wait before the next attempt, or raise `error` when there is no time for one. The pauses grow
+        exponentially, with full jitter."""
         self.attempts += 1
-        pause = random.uniform(0, self._longest)
-        self._longest = min(self._longest * 2, PAUSE_MAX)
-        if pause >= self._deadline.left():
+        seconds = random.uniform(0, self._pause)
+        self._pause = min(self._pause * 2, PAUSE_MAX)
+        if self._clock() + seconds >= self._at:
             raise error
-        yield Sleep(pause)
+        yield Sleep(seconds)
 
 
 class Exchange:
@@ -107,20 +99,19 @@ class Exchange:
     def ask(self, key: str, commands: tuple[Command, ...], deadline: Deadline, *, share: bool = False) -> Op[list[Any]]:
         """Send what can be sent twice without harm, until it is answered. Raises the first error that waiting does not
         mend, but leaves NOSCRIPT and WRONGTYPE to the caller, as a reply."""
-        patience = Patience(deadline)
         while True:
             try:
                 replies: list[Any] = yield Send(key, commands, deadline.share(), share=share)
             except Failure as failure:
-                yield from self.again(patience, failure)
+                yield from self.again(deadline, failure)
                 continue
             trouble = next((reply for reply in replies if isinstance(reply, ServerError)), None)
             if trouble is None or trouble.code in ("NOSCRIPT", "WRONGTYPE"):
                 return replies
-            yield from self.again(patience, trouble)
+            yield from self.again(deadline, trouble)
 
     def again(
-        self, patience: Patience, cause: Failure | ServerError, lost: OutcomeUnknownError | None = None
+        self, deadline: Deadline, cause: Failure | ServerError, lost: OutcomeUnknownError | None = None
     ) -> Op[None]:
         """Pause before another attempt, or raise what `cause` means; `lost`, where an earlier reply was lost."""
         if isinstance(cause, ServerError):
@@ -130,7 +121,7 @@ class Exchange:
             hopeless = isinstance(cause, Unsent) and cause.hopeless and lost is None
         if hopeless:
             raise lost or error
-        yield from patience.after(lost or error)
+        yield from deadline.pause(lost or error)
 
     def run(self, name: str, keys: tuple[str, ...], args: tuple[Any, ...], deadline: Deadline) -> Op[Any]:
         """Run a script that can run twice without harm."""
@@ -145,7 +136,6 @@ class Exchange:
     ) -> Op[Any]:
         """Run a script that writes, exactly once. Its reply, or what `find` says of it when the reply was lost."""
         command = evalsha(name, keys, args)
-        patience = Patience(deadline)
         lost: OutcomeUnknownError | None = None
         while True:
             try:
@@ -158,7 +148,7 @@ class Exchange:
                     if reply.code == "NOSCRIPT":
                         yield Send(keys[0], (load(name),), deadline.share(), share=True)
                     else:
-                        yield from self.again(patience, reply, lost)
+                        yield from self.again(deadline, reply, lost)
                 elif lost is None or (reply[0] == b"OK" and reply[1] != b"0"):
                     return reply
                 else:
@@ -167,7 +157,7 @@ class Exchange:
             except Failure as failure:
                 if isinstance(failure, Lost):
                     lost = trace.unknown(failure.reason)
-                yield from self.again(patience, failure, lost)
+                yield from self.again(deadline, failure, lost)
 
     def find(self, trace: Trace, deadline: Deadline, lease: Lease = Lease.ANY) -> Op[Any]:
         """Look for a write whose reply was lost: a reply as its script gives it, or None when it did not happen."""

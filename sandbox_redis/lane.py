@@ -52,8 +52,7 @@ class Lane:
         leased.set_timeout(timeout)
         replies: list[Any] = []
         try:
-            packet = [hiredis.pack_command(command) for command in commands]
-            connection.send_packed_command((b"".join(packet),), check_health=False)
+            connection.send_packed_command((b"".join(map(hiredis.pack_command, commands)),), check_health=False)
             read = connection.read_response
             for command in commands:
                 try:

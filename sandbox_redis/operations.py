@@ -26,7 +26,7 @@ from sandbox_redis.errors import (
     SchemaError,
     TransitionError,
 )
-from sandbox_redis.exchange import Deadline, Exchange, Patience, Trace, evalsha, load, token
+from sandbox_redis.exchange import Deadline, Exchange, Trace, evalsha, load, token
 from sandbox_redis.record import (
     Metadata,
     Sandbox,
@@ -347,7 +347,6 @@ class Operations:
         names = layout.change(sandbox_id)
         trace = yield from self._trace(layout, sandbox_id, names, deadline)
         key = names[0]
-        patience = Patience(deadline)
         lost: OutcomeUnknownError | None = None
         while True:
             try:
@@ -356,7 +355,7 @@ class Operations:
                     yield from self._unwatch(key, deadline)
                     if reply.code == "WRONGTYPE":
                         yield from self._wrong_type((key,), deadline)
-                    yield from self._exchange.again(patience, reply, lost)
+                    yield from self._exchange.again(deadline, reply, lost)
                     continue
                 if lost and (found := (yield from self._exchange.find(trace, deadline, Lease.KEEP))):
                     yield from self._unwatch(key, deadline)
@@ -377,9 +376,9 @@ class Operations:
                 commands = (("MULTI",), evalsha("update", names, args), ("EXEC",))
                 _, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST)
                 if isinstance(replies, ServerError):  # EXECABORT: the script was not even queued
-                    yield from self._exchange.again(patience, queued, lost)
+                    yield from self._exchange.again(deadline, queued, lost)
                 elif replies is None:
-                    yield from patience.after(lost or ConflictError(sandbox_id, patience.attempts + 1))
+                    yield from deadline.pause(lost or ConflictError(sandbox_id, deadline.attempts + 1))
                 elif not isinstance(replies[0], ServerError):
                     return self._sandbox("update", sandbox_id, key, replies[0], trace)
                 elif replies[0].code == "NOSCRIPT":
@@ -387,11 +386,11 @@ class Operations:
                 elif replies[0].code == "WRONGTYPE":
                     yield from self._wrong_type(names, deadline)
                 else:
-                    yield from self._exchange.again(patience, replies[0], lost)
+                    yield from self._exchange.again(deadline, replies[0], lost)
             except Failure as failure:
                 if isinstance(failure, Lost):
                     lost = trace.unknown(failure.reason)
-                yield from self._exchange.again(patience, failure, lost)
+                yield from self._exchange.again(deadline, failure, lost)
 
     # -- shared by the operations
 

@@ -223,68 +223,80 @@ _DECODERS: Final[dict[bytes, Callable[[bytes], Any]]] = {
 )
 
 
+_DEFAULTS: Final[dict[bytes, Any]] = dict.fromkeys(_DECODERS, "") | {
+    b"state": None,
+    b"before": None,
+    b"pid": 0,
+    b"created_at": 0,
+    b"exited_at": 0,
+    b"exit_status": 0,
+    b"attempt": 0,
+    b"epoch": 0,
+}
+
+
 def _decode(where: str, fields: Mapping[bytes, bytes]) -> tuple[dict[bytes, Any], Metadata, str | None]:
     """The fields that have a fixed name, the metadata, and what is wrong with the first that cannot be read."""
-    known: dict[bytes, Any] = {}
-    maps: dict[bytes, dict[str, Any]] = {b"label": {}, b"annotation": {}, b"ext": {}}
+    known = _DEFAULTS.copy()
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    extensions: dict[str, Any] = {}
     problem = None
     for name, value in fields.items():
         try:
-            if (decode := _DECODERS.get(name)) is not None:
-                known[name] = decode(value)
-            else:
-                kind, colon, key = name.partition(b":")
-                if colon and (group := maps.get(kind)) is not None:
-                    group[key.decode()] = _unpack(value) if kind == b"ext" else value.decode()
+            if name in _DECODERS:
+                known[name] = _DECODERS[name](value)
+            elif name.startswith(b"label:"):
+                labels[name[6:].decode()] = value.decode()
+            elif name.startswith(b"annotation:"):
+                annotations[name[11:].decode()] = value.decode()
+            elif name.startswith(b"ext:"):
+                extensions[name[4:].decode()] = _unpack(value)
         except ValueError as error:  # UnicodeDecodeError is one
             shown = repr(value if len(value) <= 60 else value[:60] + b"...")
             problem = problem or f"{where}, field {name.decode(errors='replace')!r} holds {shown[1:]}: {error}"
-    get = known.get
     metadata = Metadata(
-        get(b"name", ""),
-        get(b"namespace", ""),
-        get(b"uid", ""),
-        get(b"attempt", 0),
-        get(b"runtime_handler", ""),
-        maps[b"label"],
-        maps[b"annotation"],
-        maps[b"ext"],
+        known[b"name"],
+        known[b"namespace"],
+        known[b"uid"],
+        known[b"attempt"],
+        known[b"runtime_handler"],
+        labels,
+        annotations,
+        extensions,
     )
     return known, metadata, problem
 
 
 def sandbox_from_fields(sandbox_id: str, key: str, fields: Mapping[bytes, bytes]) -> Sandbox:
     """The sandbox in a record. It never fails: what cannot be read makes it UNKNOWN, with its `problem`."""
-    known, metadata, problem = _decode(f"key {key!r}", fields)
-    if problem is None and b"state" not in known:
-        problem = f"key {key!r} has no field 'state'"
-    get = known.get
+    known, metadata, problem = _decode(key, fields)
+    if problem is None and known[b"state"] is None:
+        problem = f"{key} has no field 'state'"
     status = Status(
         State.UNKNOWN if problem else known[b"state"],
-        get(b"pid", 0),
-        get(b"created_at", 0),
-        get(b"exited_at", 0),
-        get(b"exit_status", 0),
+        known[b"pid"],
+        known[b"created_at"],
+        known[b"exited_at"],
+        known[b"exit_status"],
     )
-    return Sandbox(sandbox_id, get(b"node", ""), status, metadata, get(b"revision", ""), get(b"epoch", 0), problem)
+    return Sandbox(sandbox_id, known[b"node"], status, metadata, known[b"revision"], known[b"epoch"], problem)
 
 
 def event_from_fields(revision: str, key: str, fields: Mapping[bytes, bytes]) -> Event:
     """The event in a stream entry; `key` is the stream's."""
     where = f"{key} entry {revision}"
     known, _, _ = _decode(where, fields)
-    get = known.get
-    sandbox_id = get(b"id", "")
-    after = sandbox_from_fields(sandbox_id, where, {**fields, b"revision": revision.encode()})
+    after = sandbox_from_fields(known[b"id"], where, {**fields, b"revision": revision.encode()})
     return Event(
-        id=sandbox_id,
-        transition=get(b"transition", ""),
-        before=get(b"before"),
+        id=known[b"id"],
+        transition=known[b"transition"],
+        before=known[b"before"],
         sandbox=after if b"state" in fields else None,
         revision=revision,
         at=_EPOCH + timedelta(milliseconds=int(revision.partition("-")[0])),
-        by=get(b"by", ""),
-        request=get(b"request", ""),
+        by=known[b"by"],
+        request=known[b"request"],
     )
 
 

@@ -5,6 +5,7 @@ fakeredis is for speed, the real ones decide. Nothing waits for a time: `until` 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -105,9 +106,31 @@ def client(backend: str, servers: Callable[[str], EmbeddedServer], prefix: str) 
         looking = redis.Redis.from_url(servers(backend).url)
     yield looking
     keys = {key.decode() for key in looking.scan_iter(f"{prefix}:*")}
-    strangers = {key for key in keys if not key.startswith((f"{prefix}:meta", f"{prefix}:{{"))}
+    if keys:
+        looking.unlink(*keys)  # audits scan the whole server
     looking.close()
-    assert not strangers
+    known = re.compile(
+        rf"{prefix}:(meta|{{\d+}}:(status:.+|node:.+|events|state:(INIT|READY|NOTREADY|UNKNOWN)))", re.DOTALL
+    )
+    assert {key for key in keys if not known.fullmatch(key)} == set()
+
+
+@pytest.fixture
+def snapshot(client: redis.Redis, prefix: str) -> Callable[[], dict[str, Any]]:
+    """Everything that a store has in Redis: each key with what it holds."""
+    read: dict[bytes, Callable[[str], Any]] = {
+        b"hash": client.hgetall,
+        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        b"stream": client.xrange,
+        b"string": client.get,
+        b"list": lambda key: client.lrange(key, 0, -1),
+    }
+
+    def take() -> dict[str, Any]:
+        keys = sorted(key.decode() for key in client.scan_iter(f"{prefix}:*"))
+        return {key: read[client.type(key)](key) for key in keys}
+
+    return take
 
 
 @pytest.fixture

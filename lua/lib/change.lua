@@ -1,12 +1,11 @@
 -- change: the writes of one change of an existing record, its index entries and its event.
 -- Nothing here refuses: whoever calls has read and decided before.
 
--- probe: fail on keys of another type before anything is written, because a failed script is not rolled back.
-local function probe(events, ...)
+-- probe: fail on keys of another type before anything is written, because a failed script is not rolled back. The key
+-- that is written first need not be probed.
+local function probe(events, index)
   redis.call("XLEN", events)
-  for _, index in ipairs({ ... }) do
-    redis.call("ZCARD", index)
-  end
+  redis.call("ZCARD", index)
 end
 
 -- leave: take an id out of the index of its state; where it is not there, out of whichever index has it.
@@ -18,25 +17,26 @@ local function leave(indexes, state, id)
   end
 end
 
+local function put(entry, field, value)
+  if value and value ~= "" then
+    entry[#entry + 1] = field
+    entry[#entry + 1] = value
+  end
+end
+
 -- event: append one change to the stream; its entry id is the revision. `after` is nil after a delete.
 local function event(events, maxlen, id, transition, before, after, status, by, request, metadata)
   local entry = { "id", id, "transition", transition }
-  local function put(field, value)
-    if value and value ~= "" then
-      entry[#entry + 1] = field
-      entry[#entry + 1] = value
-    end
-  end
-  put("before", before)
-  put("state", after)
-  put("pid", status.pid)
-  put("created_at", status.created_at)
-  put("exited_at", status.exited_at)
-  put("exit_status", status.exit_status)
-  put("node", status.node)
-  put("epoch", status.epoch)
-  put("by", by)
-  put("request", request)
+  put(entry, "before", before)
+  put(entry, "state", after)
+  put(entry, "pid", status.pid)
+  put(entry, "created_at", status.created_at)
+  put(entry, "exited_at", status.exited_at)
+  put(entry, "exit_status", status.exit_status)
+  put(entry, "node", status.node)
+  put(entry, "epoch", status.epoch)
+  put(entry, "by", by)
+  put(entry, "request", request)
   for i = 1, metadata and #metadata or 0 do
     entry[#entry + 1] = metadata[i]
   end
@@ -52,13 +52,13 @@ local function move(record, events, indexes, maxlen, id, transition, before, sta
   local revision = event(events, maxlen, id, transition, before, status.state, status, by, request)
   local fields = { "state", status.state, "pid", status.pid or "0", "exit_status", status.exit_status or "0",
     "revision", revision, "request", request }
-  for _, field in ipairs({ "created_at", "exited_at" }) do
-    if status[field] == "" then
-      redis.call("HDEL", record, field)
-    elseif status[field] then
-      fields[#fields + 1] = field
-      fields[#fields + 1] = status[field]
-    end
+  put(fields, "created_at", status.created_at)
+  put(fields, "exited_at", status.exited_at)
+  if status.created_at == "" then
+    redis.call("HDEL", record, "created_at")
+  end
+  if status.exited_at == "" then
+    redis.call("HDEL", record, "exited_at")
   end
   redis.call("HSET", record, unpack(fields))
 end
