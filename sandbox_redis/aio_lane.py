@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, NamedTuple
 
 import hiredis
@@ -151,7 +151,7 @@ class _Shared:
         self._sent: deque[_Packet] = deque()
         self._to_send = asyncio.Event()
         self._to_read = asyncio.Event()
-        self._tasks = {self._loop.create_task(self._run(work)) for work in (self._write(), self._read())}
+        self._tasks = {self._loop.create_task(self._run(work)) for work in (self._write, self._read)}
         # One alarm for all packets: a timeout of its own for each would cost more than its reply (5 us).
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -184,29 +184,31 @@ class _Shared:
         if self.failure is not None:
             return
         self.failure = failure
+        unsent = failure if isinstance(failure, Unsent) else Unsent(failure.address, failure.reason)
+        for packets, error in (
+            (self._sent, Lost(failure.address, failure.reason)),
+            (self._unsent, unsent),
+        ):
+            for packet in packets:
+                if not packet.future.done():
+                    packet.future.set_exception(error)
+        if self._alarm is not None:
+            self._alarm.cancel()
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
-        for _, future in self._sent:
-            if not future.done():
-                future.set_exception(Lost(failure.address, failure.reason))
-        for _, future in self._unsent:
-            if not future.done():
-                future.set_exception(
-                    failure if isinstance(failure, Unsent) else Unsent(failure.address, failure.reason)
-                )
         await self._connection.disconnect(nowait=True)
 
-    async def _run(self, loop: Coroutine[Any, Any, None]) -> None:
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        failure: Failure = Lost(self._lane.address, "the connection was closed")
         try:
-            await loop
-        except Failure as failure:
-            await self.close(failure)
+            await work()
+        except Failure as error:
+            failure = error
         except (RedisError, OSError) as error:
-            await self.close(lost(self._lane.address, error, []))
-        except asyncio.CancelledError:
-            await self.close(Lost(self._lane.address, "the connection was closed"))
-            raise
+            failure = lost(self._lane.address, error, [])
+        finally:
+            await self.close(failure)
 
     async def _write(self) -> None:
         await self._lane.connect(self._connection, CONNECT_MAX)

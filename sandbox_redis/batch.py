@@ -115,7 +115,7 @@ class _Player:
                 self.request: Request | None = (
                     self._op.throw(reply) if isinstance(reply, Failure) else self._op.send(reply)
                 )
-                return
+                return  # noqa: TRY300 - an else would stand far behind
             except StopIteration as stop:
                 self._result.settle(stop.value, None)
             except Exception as error:  # whatever an operation raises, an update function too, is its result
