@@ -17,10 +17,10 @@ from sandbox_redis.errors import (
     StoreUnavailableError,
     TransitionError,
 )
-from sandbox_redis.operations import UpdateFunc
 from sandbox_redis.record import Event, Metadata, Sandbox, Status
 from sandbox_redis.states import State
 from sandbox_redis.store import SandboxStore, StatusStorage
+from sandbox_redis.transaction import UpdateFunc
 
 __version__ = "0.1.0"
 

@@ -12,16 +12,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch, split
-from sandbox_redis.operations import (
-    EVENTS_MAXLEN,
-    TIMEOUT,
-    Operations,
-    UpdateFunc,
-    annotate,
-    default_agent,
-    default_url,
-)
+from sandbox_redis.faces import annotate, default_agent, default_url
+from sandbox_redis.operations import Operations
 from sandbox_redis.record import Status
+from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT
+from sandbox_redis.transaction import UpdateFunc
 from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Unsent
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from functools import wraps
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
 from sandbox_redis.errors import SandboxError
-from sandbox_redis.operations import Operations, annotate
+from sandbox_redis.faces import annotate
+from sandbox_redis.operations import Operations
 from sandbox_redis.wire import Failure, Lease, Op, Request, Send, SendAll, Sleep
 
 P = ParamSpec("P")

@@ -50,11 +50,6 @@ def evalsha(name: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Command:
     return ("EVALSHA", script(name).sha, len(keys), *keys, *args)
 
 
-def load(name: str) -> Command:
-    """The command that gives the server a script: it is new, was restarted, failed over or SCRIPT FLUSHed."""
-    return ("SCRIPT", "LOAD", script(name).source)
-
-
 class Deadline:
     """A point in time by which an operation ends, one way or the other; and the pauses between its attempts until
     then."""
@@ -68,6 +63,10 @@ class Deadline:
         self._pause = PAUSE_FIRST
         self.attempts = 0
         """How many of them failed."""
+
+    def passed(self) -> bool:
+        """Whether it is over."""
+        return self._clock() >= self._at
 
     def share(self) -> float:
         """Seconds that one attempt may take: half of what is left, so that there is time to find out about it."""
@@ -123,13 +122,32 @@ class Exchange:
             raise lost or error
         yield from deadline.pause(lost or error)
 
+    def supply(
+        self,
+        name: str,
+        key: str,
+        deadline: Deadline,
+        lost: OutcomeUnknownError | None = None,
+        lease: Lease = Lease.ANY,
+    ) -> Op[None]:
+        """Give the server a script it does not have: it is new, was restarted, failed over or SCRIPT FLUSHed."""
+        command = ("SCRIPT", "LOAD", script(name).source)
+        (reply,) = yield Send(key, (command,), deadline.share(), lease, share=lease is Lease.ANY)
+        if isinstance(reply, ServerError):
+            yield from self.again(deadline, reply, lost)
+        elif deadline.passed():
+            raise lost or unavailable(self.address, "NOSCRIPT", "it loses its scripts again and again")
+
     def run(self, name: str, keys: tuple[str, ...], args: tuple[Any, ...], deadline: Deadline) -> Op[Any]:
         """Run a script that can run twice without harm."""
         while True:
             (reply,) = yield from self.ask(keys[0], (evalsha(name, keys, args),), deadline)
             if not isinstance(reply, ServerError) or reply.code != "NOSCRIPT":
                 return reply
-            yield from self.ask(keys[0], (load(name),), deadline, share=True)
+            try:
+                yield from self.supply(name, keys[0], deadline)
+            except Failure as failure:
+                yield from self.again(deadline, failure)
 
     def write(
         self, name: str, keys: tuple[str, ...], args: tuple[Any, ...], trace: Trace, deadline: Deadline
@@ -138,15 +156,18 @@ class Exchange:
         command = evalsha(name, keys, args)
         lost: OutcomeUnknownError | None = None
         while True:
+            writing = False
             try:
                 if lost and (found := (yield from self.find(trace, deadline))):
                     return found
+                writing = True
                 (reply,) = yield Send(keys[0], (command,), deadline.share())
+                writing = False
                 if isinstance(reply, ServerError):
                     if reply.code == "WRONGTYPE":
                         return reply
                     if reply.code == "NOSCRIPT":
-                        yield Send(keys[0], (load(name),), deadline.share(), share=True)
+                        yield from self.supply(name, keys[0], deadline, lost)
                     else:
                         yield from self.again(deadline, reply, lost)
                 elif lost is None or (reply[0] == b"OK" and reply[1] != b"0"):
@@ -155,7 +176,7 @@ class Exchange:
                     # A refusal; but the write that was lost may have arrived after it was looked for, and be the cause.
                     return (yield from self.find(trace, deadline)) or reply
             except Failure as failure:
-                if isinstance(failure, Lost):
+                if writing and isinstance(failure, Lost):
                     lost = trace.unknown(failure.reason)
                 yield from self.again(deadline, failure, lost)
 
@@ -168,7 +189,7 @@ class Exchange:
             if isinstance(reply, ServerError):
                 if reply.code != "NOSCRIPT":
                     raise Unsent(self.address, reply.message, reply.code)
-                yield Send(trace.keys[0], (load("find"),), deadline.share(), lease)
+                yield from self.supply("find", trace.keys[0], deadline, trace.unknown("looking for it failed"), lease)
                 continue
             match reply[0]:
                 case b"MORE":

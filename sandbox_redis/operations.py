@@ -6,64 +6,31 @@ imports no redis. How to reach the server stands in ``exchange.py``, what a reco
 
 from __future__ import annotations
 
-import inspect
-import os
 import secrets
-import socket
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import replace
-from typing import Any, Final, NoReturn
+from collections.abc import Iterable
+from typing import Any
 
-from sandbox_redis import checks, keys
-from sandbox_redis.errors import (
-    AlreadyExistsError,
-    ConflictError,
-    InvalidArgumentError,
-    NotFoundError,
-    OutcomeUnknownError,
-    SchemaError,
-    TransitionError,
-)
-from sandbox_redis.exchange import Deadline, Exchange, Trace, evalsha, load, token
+from sandbox_redis import checks
+from sandbox_redis.errors import InvalidArgumentError, NotFoundError
 from sandbox_redis.record import (
     Metadata,
     Sandbox,
     Status,
+    hash_reply,
     metadata_to_fields,
-    pairs,
     sandbox_from_fields,
     status_to_fields,
     time_to_text,
 )
-from sandbox_redis.states import State, advice
-from sandbox_redis.wire import Command, Failure, Lease, Lost, Op, Send, ServerError
-
-SCHEMA: Final = 1
-TIMEOUT: Final = 5.0  # seconds
-EVENTS_MAXLEN: Final = 100_000  # events in each partition
-_TYPES: Final = (b"hash", b"stream", b"zset", b"zset", b"zset", b"zset")  # of what Keys.change gives
-PARTITIONS_MAX: Final = 16_384  # as many as a cluster has slots; more would share them
-
-UpdateFunc = Callable[[Status], Status]
-"""Gets the status as it is, returns it as it is to be. It may be called more than once, so it must be pure."""
+from sandbox_redis.session import Session
+from sandbox_redis.states import State
+from sandbox_redis.transaction import UpdateFunc, optimistic
+from sandbox_redis.wire import Op, ServerError
 
 
-class Operations:
-    """The operations of one store. It keeps what it has learned of the store's layout, and no connection."""
-
-    def __init__(
-        self, address: str, *, prefix: str, agent: str, timeout: float, partitions: int, events_maxlen: int
-    ) -> None:
-        self.prefix = checks.prefix(prefix)
-        self.agent = checks.text("agent", agent, limit=256)
-        self.timeout = checks.seconds("timeout", timeout)
-        self._partitions = checks.integer("partitions", partitions, 1, PARTITIONS_MAX)
-        self._maxlen = checks.integer("events_maxlen", events_maxlen, 1, checks.INT64_MAX)
-        self._exchange = Exchange(address)
-        self._keys: keys.Keys | None = None
-        self._floors: dict[int, str] = {}  # partition → an event id that was there before whatever is sent from now on
+class Operations(Session):
+    """The operations of one store."""
 
     # -- reading
 
@@ -81,16 +48,16 @@ class Operations:
             SchemaError: its key holds something other than a hash.
             StoreUnavailableError: the server could not answer before the timeout.
         """
-        deadline = self._deadline(timeout)
+        deadline = self.deadline(timeout)
         checks.sandbox_id(sandbox_id)
-        layout = self._keys or (yield from self._open(deadline, write=False))
+        layout = yield from self.open(deadline, write=False)
         key = layout.status(sandbox_id)
-        (reply,) = yield from self._exchange.ask(key, (("HGETALL", key),), deadline)
+        (reply,) = yield from self.exchange.ask(key, (("HGETALL", key),), deadline)
         if isinstance(reply, ServerError):
-            yield from self._wrong_type((key,), deadline)
+            yield from self.wrong_type((key,), deadline)
         if not reply:
             raise NotFoundError(sandbox_id)
-        return sandbox_from_fields(sandbox_id, key, _fields(reply))
+        return sandbox_from_fields(sandbox_id, key, hash_reply(reply))
 
     def port_forward(self, sandbox_id: str, *, timeout: float | None = None) -> Op[Sandbox]:
         """Make sure that ports of the sandbox may be forwarded: a guard, which writes nothing. One round trip.
@@ -101,14 +68,14 @@ class Operations:
             NotFoundError, TransitionError: it may not.
             SchemaError, StoreUnavailableError: as for `get`.
         """
-        deadline = self._deadline(timeout)
+        deadline = self.deadline(timeout)
         checks.sandbox_id(sandbox_id)
-        layout = self._keys or (yield from self._open(deadline, write=False))
+        layout = yield from self.open(deadline, write=False)
         key = layout.status(sandbox_id)
-        reply = yield from self._exchange.run("port_forward", (key,), (), deadline)
+        reply = yield from self.exchange.run("port_forward", (key,), (), deadline)
         if isinstance(reply, ServerError):
-            yield from self._wrong_type((key,), deadline)
-        return self._sandbox("port_forward", sandbox_id, key, reply)
+            yield from self.wrong_type((key,), deadline)
+        return self.sandbox("port_forward", sandbox_id, key, reply)
 
     def ids(
         self, *, states: Iterable[State] | None = None, node: str | None = None, timeout: float | None = None
@@ -128,14 +95,14 @@ class Operations:
             InvalidArgumentError: an argument breaks its rule; nothing was sent.
             SchemaError, StoreUnavailableError: as for `get`.
         """
-        deadline = self._deadline(timeout)
+        deadline = self.deadline(timeout)
         wanted = [State.READY, State.NOTREADY, State.UNKNOWN] if states is None else list(states)
         for state in wanted:
             if not isinstance(state, State):
                 raise InvalidArgumentError("states", state, f"one of {', '.join(State)} is needed")
         if node is not None and not checks.node(node):
             raise InvalidArgumentError("node", node, "it must not be empty; leave it out for all nodes")
-        layout = self._keys or (yield from self._open(deadline, write=False))
+        layout = yield from self.open(deadline, write=False)
         found: list[str] = []
         for partition in range(layout.partitions):
             names = [layout.state(partition, state) for state in wanted]
@@ -143,25 +110,12 @@ class Operations:
             if not wanted:
                 break
             ranges = tuple(("ZRANGE", name, 0, -1) for name in names)
-            replies = yield from self._exchange.ask(names[0], ranges, deadline)
+            replies = yield from self.exchange.ask(names[0], ranges, deadline)
             if any(isinstance(reply, ServerError) for reply in replies):
-                yield from self._wrong_type(tuple(names), deadline, (b"zset",) * len(names))
+                yield from self.wrong_type(tuple(names), deadline, (b"zset",) * len(names))
             ids = {member for reply in replies[: len(wanted)] for member in reply}
             found += [member.decode() for member in (ids if node is None else ids.intersection(replies[-1]))]
         return sorted(found)
-
-    def layout(self, *, timeout: float | None = None) -> Op[keys.Keys]:
-        """The keys of the store, once it is known how it is laid out."""
-        return self._keys or (yield from self._open(self._deadline(timeout), write=False))
-
-    def read(self, key: str, commands: tuple[Command, ...], *, timeout: float | None = None) -> Op[list[Any]]:
-        """The replies to commands that only read, from the server that holds `key`; raises `SchemaError` for a key of
-        the wrong type."""
-        replies: list[Any] = yield from self._exchange.ask(key, commands, self._deadline(timeout))
-        for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, ServerError):
-                raise SchemaError(str(command[1]), f"is of the wrong type for {command[0]}: {reply.message}")
-        return replies
 
     # -- creating
 
@@ -194,7 +148,7 @@ class Operations:
         sandbox_id = secrets.token_hex(32) if sandbox_id is None else sandbox_id
         fields = metadata_to_fields(Metadata() if metadata is None else metadata)
         args = (checks.node(node), 0, time_to_text(created_at), *fields)
-        return (yield from self._add("create", sandbox_id, args, timeout))
+        return (yield from self._change("create", sandbox_id, args, timeout))
 
     def load(
         self,
@@ -224,7 +178,7 @@ class Operations:
             pid = 0
         fields = metadata_to_fields(Metadata() if metadata is None else metadata)
         args = (checks.node(node), 0, created_at, state, pid, exited_at, exit_status, *fields)
-        return (yield from self._add("load", sandbox_id, args, timeout))
+        return (yield from self._change("load", sandbox_id, args, timeout))
 
     # -- changing
 
@@ -341,175 +295,17 @@ class Operations:
             InvalidArgumentError: `fn` returned what cannot be stored; nothing was written.
             OutcomeUnknownError, SchemaError, StoreUnavailableError: as `start`.
         """
-        deadline = self._deadline(timeout)
-        checks.sandbox_id(sandbox_id)
-        layout = self._keys or (yield from self._open(deadline))
-        names = layout.change(sandbox_id)
-        trace = yield from self._trace(layout, sandbox_id, names, deadline)
-        key = names[0]
-        lost: OutcomeUnknownError | None = None
-        while True:
-            try:
-                _, reply = yield Send(key, (("WATCH", key), ("HGETALL", key)), deadline.share(), Lease.TAKE)
-                if isinstance(reply, ServerError):
-                    yield from self._unwatch(key, deadline)
-                    if reply.code == "WRONGTYPE":
-                        yield from self._wrong_type((key,), deadline)
-                    yield from self._exchange.again(deadline, reply, lost)
-                    continue
-                if lost and (found := (yield from self._exchange.find(trace, deadline, Lease.KEEP))):
-                    yield from self._unwatch(key, deadline)
-                    return self._sandbox("update", sandbox_id, key, found, trace)
-                try:
-                    if not reply:
-                        raise NotFoundError(sandbox_id)
-                    seen = sandbox_from_fields(sandbox_id, key, _fields(reply))
-                    status = _checked(fn(seen.status))
-                    fields = status_to_fields(status)
-                except BaseException:
-                    yield from self._unwatch(key, deadline)
-                    raise
-                if status == seen.status:
-                    yield from self._unwatch(key, deadline)
-                    return seen
-                args = (sandbox_id, self.agent, trace.request, self._maxlen, *fields)
-                commands = (("MULTI",), evalsha("update", names, args), ("EXEC",))
-                _, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST)
-                if isinstance(replies, ServerError):  # EXECABORT: the script was not even queued
-                    yield from self._exchange.again(deadline, queued, lost)
-                elif replies is None:
-                    yield from deadline.pause(lost or ConflictError(sandbox_id, deadline.attempts + 1))
-                elif not isinstance(replies[0], ServerError):
-                    return self._sandbox("update", sandbox_id, key, replies[0], trace)
-                elif replies[0].code == "NOSCRIPT":
-                    yield Send(key, (load("update"),), deadline.share(), share=True)
-                elif replies[0].code == "WRONGTYPE":
-                    yield from self._wrong_type(names, deadline)
-                else:
-                    yield from self._exchange.again(deadline, replies[0], lost)
-            except Failure as failure:
-                if isinstance(failure, Lost):
-                    lost = trace.unknown(failure.reason)
-                yield from self._exchange.again(deadline, failure, lost)
+        return (yield from optimistic(self, sandbox_id, fn, self.deadline(timeout)))
 
-    # -- shared by the operations
-
-    def _deadline(self, timeout: float | None) -> Deadline:
-        return Deadline(self.timeout if timeout is None else checks.seconds("timeout", timeout), time.monotonic)
-
-    def _open(self, deadline: Deadline, *, write: bool = True) -> Op[keys.Keys]:
-        """Learn how the store is laid out. Whoever writes first decides; who only reads leaves no trace."""
-        key = keys.meta(self.prefix)
-        (reply,) = yield from self._exchange.ask(
-            key, (("HMGET", key, "schema", "partitions", "events_maxlen"),), deadline, share=True
-        )
-        if not isinstance(reply, ServerError) and not any(reply):
-            if not write:
-                return keys.Keys(self.prefix, self._partitions)
-            ours = (SCHEMA, self._partitions, self._maxlen)
-            reply = yield from self._exchange.run("meta", (key,), ours, deadline)
-            reply = reply if isinstance(reply, ServerError) else reply[1:]
-        if isinstance(reply, ServerError):
-            yield from self._wrong_type((key,), deadline)
-        try:
-            schema, partitions, maxlen = (int(value) for value in reply)
-            if schema <= SCHEMA:
-                self._maxlen = checks.integer("events_maxlen", maxlen, 1, checks.INT64_MAX)
-                self._keys = keys.Keys(self.prefix, checks.integer("partitions", partitions, 1, PARTITIONS_MAX))
-        except (TypeError, ValueError):
-            names = dict(zip(("schema", "partitions", "events_maxlen"), reply, strict=False))
-            raise SchemaError(key, f"does not say how the store is laid out: {names}; restore it") from None
-        if schema > SCHEMA or self._keys is None:
-            raise SchemaError(key, f"has schema {schema}, this release knows {SCHEMA}: upgrade sandbox-redis")
-        return self._keys
-
-    def _trace(self, layout: keys.Keys, sandbox_id: str, names: tuple[str, ...], deadline: Deadline) -> Op[Trace]:
-        """What will tell, if a reply is lost, whether the write happened."""
-        partition = layout.partition(sandbox_id)
-        floor = self._floors.get(partition)
-        if floor is None:
-            events = (("XREVRANGE", names[1], "+", "-", "COUNT", 1),)
-            (reply,) = yield from self._exchange.ask(names[1], events, deadline, share=True)
-            if isinstance(reply, ServerError):
-                yield from self._wrong_type(names, deadline)
-            floor = self._floors[partition] = reply[0][0].decode() if reply else "0-0"
-        return Trace(sandbox_id, (names[0], names[1]), token(), floor, self._maxlen)
-
-    def _write(self, operation: str, sandbox_id: str, args: tuple[Any, ...], timeout: float | None) -> Op[Any]:
-        """Run the script of an operation that writes; the key of the record, the reply, and its trace."""
-        deadline = self._deadline(timeout)
-        checks.sandbox_id(sandbox_id)
-        layout = self._keys or (yield from self._open(deadline))
-        names = layout.change(sandbox_id)
-        trace = yield from self._trace(layout, sandbox_id, names, deadline)
-        if operation in _NODES:
-            args = (layout.node(layout.partition(sandbox_id), ""), *args)
-        whole = (sandbox_id, self.agent, trace.request, self._maxlen, *args)
-        reply = yield from self._exchange.write(operation, names, whole, trace, deadline)
-        if isinstance(reply, ServerError):
-            yield from self._wrong_type(names, deadline)
-        return names[0], reply, trace
-
-    def _add(self, operation: str, sandbox_id: str, args: tuple[Any, ...], timeout: float | None) -> Op[Sandbox]:
-        key, reply, trace = yield from self._write(operation, sandbox_id, args, timeout)
-        return self._sandbox(operation, sandbox_id, key, reply, trace)
-
-    _change = _add
+    def _change(self, operation: str, sandbox_id: str, args: tuple[Any, ...], timeout: float | None) -> Op[Sandbox]:
+        key, reply, trace = yield from self.write(operation, sandbox_id, args, timeout)
+        return self.sandbox(operation, sandbox_id, key, reply, trace)
 
     def _delete(self, operation: str, sandbox_id: str, args: tuple[Any, ...], timeout: float | None) -> Op[bool]:
-        _, reply, _ = yield from self._write(operation, sandbox_id, args, timeout)
+        _, reply, _ = yield from self.write(operation, sandbox_id, args, timeout)
         if reply[0] in (b"OK", b"PASSED"):
             return bool(reply[1] != b"0")
-        raise self._refusal(operation, sandbox_id, reply)
-
-    def _sandbox(self, operation: str, sandbox_id: str, key: str, reply: Any, trace: Trace | None = None) -> Sandbox:
-        """The sandbox that a reply carries; raises what a refusal means."""
-        if reply[0] == b"OK":
-            fields = pairs(reply[1])
-            if trace and fields.get(b"request") == trace.request.encode():
-                self._floors[self._keys.partition(sandbox_id)] = fields[b"revision"].decode()  # type: ignore[union-attr]
-            return sandbox_from_fields(sandbox_id, key, fields)
-        if reply[0] == b"PASSED":
-            # Others have changed it since: the status is in the event of this write, the metadata in the record.
-            _, revision, event, record = reply
-            return sandbox_from_fields(sandbox_id, key, pairs(record) | pairs(event) | {b"revision": revision})
-        raise self._refusal(operation, sandbox_id, reply)
-
-    def _refusal(self, operation: str, sandbox_id: str, reply: Any) -> Exception:
-        match reply:
-            case [b"NOT_FOUND"]:
-                return NotFoundError(sandbox_id)
-            case [b"ALREADY_EXISTS", state]:
-                return AlreadyExistsError(sandbox_id, state.decode())
-            case [b"TRANSITION", state]:
-                return TransitionError(sandbox_id, state.decode(), operation, advice(operation, state.decode()))
-        return SchemaError(self.prefix, f"gave an unexpected reply to {operation}: {reply!r}")
-
-    def _unwatch(self, key: str, deadline: Deadline) -> Op[None]:
-        """Give the watched connection back."""
-        with suppress(Failure):  # then the connection is gone, and its WATCH with it
-            yield Send(key, (("UNWATCH",),), deadline.share(), Lease.LAST)
-
-    def _wrong_type(
-        self, names: tuple[str, ...], deadline: Deadline, wanted: tuple[bytes, ...] = _TYPES
-    ) -> Op[NoReturn]:
-        """Raise the error that names the key of the wrong type."""
-        types = yield from self._exchange.ask(names[0], tuple(("TYPE", name) for name in names), deadline)
-        for name, found, want in zip(names, types, wanted, strict=False):
-            if found not in (want, b"none"):
-                rule = f"holds a {found.decode()} where a {want.decode()} belongs: rename or delete it"
-                raise SchemaError(name, f"{rule}; nothing was changed")
-        raise SchemaError(names[0], "or the index of its node is of the wrong type; nothing was changed")
-
-
-_NODES: Final = frozenset(
-    {"create", "load", "fail_start", "remove"}
-)  # their scripts complete the key of a node's index
-
-
-def _fields(reply: Any) -> Any:
-    """HGETALL's reply: a mapping from RESP3, a flat list from RESP2."""
-    return pairs(reply) if isinstance(reply, list) else reply
+        raise self.refusal(operation, sandbox_id, reply)
 
 
 def _exit_fields(exit_status: int, exited_at_ns: int | None) -> tuple[int, str]:
@@ -518,33 +314,3 @@ def _exit_fields(exit_status: int, exited_at_ns: int | None) -> tuple[int, str]:
         checks.integer("exit_status", exit_status, 0, checks.UINT32_MAX),
         time_to_text(checks.integer("exited_at_ns", exited_at, 1, checks.INT64_MAX)),
     )
-
-
-def _checked(status: Any) -> Status:
-    """What an update function returned, as it is to be stored."""
-    if not isinstance(status, Status):
-        if hasattr(status, "close") and hasattr(status, "__await__"):
-            status.close()
-            raise InvalidArgumentError(
-                "fn", status, "it must be a plain function; read what it needs before the update"
-            )
-        raise InvalidArgumentError("fn", status, "it must return a Status")
-    return replace(status, pid=0) if status.state is State.NOTREADY and status.pid else status
-
-
-def annotate(method: Callable[..., Any], form: str) -> None:
-    """Let a face of an operation say what it returns itself: ``Op[Sandbox]`` becomes ``Sandbox`` in the given form."""
-    inner = method.__annotations__["return"].removeprefix("Op[").removesuffix("]")
-    method.__annotations__ = {**method.__annotations__, "return": form.format(inner)}
-    signature = inspect.signature(method).replace(return_annotation=form.format(inner))
-    method.__signature__ = signature  # type: ignore[attr-defined]  # what inspect and help look at first
-
-
-def default_url() -> str:
-    """``SANDBOX_REDIS_URL``, or a server on this host."""
-    return os.environ.get("SANDBOX_REDIS_URL") or "redis://127.0.0.1:6379/0"
-
-
-def default_agent() -> str:
-    """Who writes, when the caller does not say: host and process."""
-    return f"{socket.gethostname()}/{os.getpid()}"

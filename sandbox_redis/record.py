@@ -235,6 +235,12 @@ _DEFAULTS: Final[dict[bytes, Any]] = dict.fromkeys(_DECODERS, "") | {
 }
 
 
+STATUS_FIELDS: Final = frozenset(
+    (b"state", b"pid", b"created_at", b"exited_at", b"exit_status", b"node", b"epoch", b"revision", b"request")
+)
+"""What changes in the life of a sandbox; all other fields are its metadata."""
+
+
 def _decode(where: str, fields: Mapping[bytes, bytes]) -> tuple[dict[bytes, Any], Metadata, str | None]:
     """The fields that have a fixed name, the metadata, and what is wrong with the first that cannot be read."""
     known = _DEFAULTS.copy()
@@ -304,3 +310,8 @@ def pairs(flat: Iterable[bytes]) -> dict[bytes, bytes]:
     """A flat list of fields and values, as RESP2 and scripts give a hash, as a mapping."""
     items = iter(flat)
     return dict(zip(items, items, strict=True))
+
+
+def hash_reply(reply: Any) -> Mapping[bytes, bytes]:
+    """HGETALL's reply: a flat list from RESP2, a mapping from RESP3."""
+    return pairs(reply) if isinstance(reply, list) else reply

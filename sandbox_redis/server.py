@@ -1,35 +1,59 @@
 """An embedded server: a real Valkey or Redis process of our own, on a unix socket or on loopback, that ends when we do.
+For the command line, the demo and tests. The store knows nothing of it, and no redis client is imported here.
 
-The servers' wheels leave an orphan behind when their parent is killed (measured). Here a shell stands between: it
-holds the reading end of a pipe whose other end only we have, and ends the server when the pipe closes, however we died.
+The servers' wheels leave an orphan behind when their parent is killed (measured). Here a shell stands guard: it holds
+the reading end of a pipe whose writing end only we have, and ends the server when the pipe closes, however we died.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
+from urllib.parse import quote
 
 from sandbox_redis.errors import SandboxError
 
-# Runs "$@" until it ends by itself or standard input ends; a background job has no standard input, hence descriptor 3.
-_GUARD: Final = """
-exec 3<&0
-"$@" </dev/null 3<&- & server=$!
-{ read -r _ <&3; kill -TERM "$server"; } 2>/dev/null & watcher=$!
-wait "$server"; status=$?
-kill "$watcher" 2>/dev/null
-exit "$status"
+GRACE: Final = 15  # seconds from SIGTERM to SIGKILL; a server waits 10 s for its replicas when it ends
+
+# The shell becomes the server, so the server is our child and its pid the one we know. Standard input is the pipe,
+# output the lock, error the log. The server's input is the lock, which it never reads: so the lock is held exactly as
+# long as there is a server. What stays behind, with none of these open but the pipe, waits for our word that all is
+# well. It gets the end of the pipe instead if we are gone; then it does what stop() and close() would have done.
+_GUARD: Final = f"""
+temporary=$1; shift
+exec 3<&0 0<&1 1>&2
+(
+  (
+    read -r _ <&3 && exit
+    kill -TERM $$
+    kill -CONT $$
+    n=0
+    while kill -0 $$; do
+      if [ $n -ge {GRACE * 10} ]; then kill -KILL $$; break; fi
+      n=$((n + 1))
+      sleep 0.1
+    done
+    rm -rf -- "$temporary"
+  ) </dev/null >/dev/null 2>&1 &
+)
+exec "$@" 3<&-
 """
-_SOCKET_PATH_MAX: Final = 100  # bytes; the kernel takes about 107
+_SOCKET_PATH_MAX: Final = 100  # bytes; kernels take 103 to 107, and a server cuts off what is too long
+_LISTENS: Final = ("+PONG", "-NOAUTH", "-NOPERM")  # with a password it refuses to answer, but it is there
+_PREFIX_OF_LOG: Final = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ \S ")
 
 
 class ServerStartError(SandboxError):
@@ -71,8 +95,8 @@ class EmbeddedServer:
         """Prepare a server; `start` or ``with`` runs it.
 
         Args:
-            data: where it keeps its append-only file, so that it has its data again the next time; in a directory that
-                is deleted afterwards when None.
+            data: where it keeps its append-only file, so that it has its data again the next time; written each second,
+                so a crash of the host, not one of the server, can cost the last. None for a server that keeps nothing.
             port: the port on 127.0.0.1; 0 for one that is free; a unix socket when None.
             socket_path: the path of the unix socket; in a directory of its own when None.
             binary: the server to run; see `find_server`.
@@ -80,18 +104,29 @@ class EmbeddedServer:
         """
         self.binary = binary or find_server()
         self.port = port
-        self._temporary = tempfile.TemporaryDirectory(prefix="sandbox-redis-", ignore_cleanup_errors=True)
-        self.data = Path(self._temporary.name if data is None else data).absolute()
-        self.socket_path = Path(socket_path or Path(self._temporary.name, "redis.sock")).absolute()
-        self._options = {"appendonly": "no" if data is None else "yes", "save": ""} | (options or {})
+        self._temporary = Path(tempfile.mkdtemp(prefix="sandbox-redis-"))
+        self._delete = weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
+        self.data = Path(self._temporary if data is None else data).absolute()
+        self.socket_path = Path(socket_path or self._temporary / "redis.sock").absolute()
+        self._options = {
+            "appendonly": "no" if data is None else "yes",
+            "appendfsync": "everysec",  # `always` costs more than half of the speed (measured)
+            "save": "",
+            "maxmemory-policy": "noeviction",  # a record is never dropped to make room
+        } | (options or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self.pid = 0
-        """The process id of the server itself."""
+        self._logged = 0
+        _servers.add(self)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server itself; 0 when it was not started, or was stopped."""
+        return self._process.pid if self._process else 0
 
     @property
     def url(self) -> str:
         """The URL that a store connects to."""
-        return f"unix://{self.socket_path}" if self.port is None else f"redis://127.0.0.1:{self.port}/0"
+        return f"unix://{quote(str(self.socket_path))}" if self.port is None else f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def log(self) -> Path:
@@ -101,7 +136,7 @@ class EmbeddedServer:
     @property
     def command(self) -> list[str]:
         """The command line of the server."""
-        options = {"dir": str(self.data), "logfile": str(self.log), "daemonize": "no", **self._options}
+        options = {"dir": str(self.data), "daemonize": "no"} | self._options
         if self.port is None:
             options |= {"port": "0", "unixsocket": str(self.socket_path), "unixsocketperm": "700"}
         else:
@@ -115,85 +150,118 @@ class EmbeddedServer:
             timeout: seconds until it must answer; loading much data takes longer.
 
         Raises:
-            ServerStartError: it ended, or did not answer in time.
+            ServerStartError: its address or its directory cannot be used, it ended, or it did not answer in time.
         """
-        if self.port is None and len(os.fsencode(self.socket_path)) > _SOCKET_PATH_MAX:
-            raise ServerStartError(
-                f"the path of the socket is longer than {_SOCKET_PATH_MAX} bytes: {self.socket_path}"
-            )
-        if self.port == 0:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                self.port = free.getsockname()[1]
-        self.data.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "sandbox-redis-guard", *self.command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us: we end it, when we are done
-        )
-        _running.add(self)
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()  # it ended by itself
+        try:
+            self._check_address()
+            process = self._run()
+        except OSError as error:
+            raise ServerStartError(f"no server can run on {self.data}: {error}") from None
         until = time.monotonic() + timeout
-        while not (answer := self._ping()).startswith(b"+PONG"):
-            if self._process.poll() is not None or time.monotonic() > until:
-                self.stop()
-                raise ServerStartError(f"{self.binary} did not start: {answer.decode() or self._last_words()}")
-            time.sleep(0.005)
+        try:
+            while not (answer := self._ping()).startswith(_LISTENS):
+                if process.poll() is not None:
+                    raise ServerStartError(f"{self.binary} did not start: {self.last_words()}")
+                if time.monotonic() > until:
+                    raise ServerStartError(f"{self.binary} did not start in {timeout:g} s: {answer or 'no answer'}")
+                time.sleep(0.005)
+        except BaseException:
+            self.stop()
+            raise
         return self
 
-    def _ping(self) -> bytes:
-        address = str(self.socket_path) if self.port is None else ("127.0.0.1", self.port)
-        with socket.socket(socket.AF_UNIX if self.port is None else socket.AF_INET) as probe:
-            probe.settimeout(1)
+    def _check_address(self) -> None:
+        """Refuse an address where another server listens, which would answer for ours; choose a free port for 0."""
+        if self.port is not None:
             try:
-                probe.connect(address)
-                probe.sendall(b"INFO server\r\nPING\r\n")
-                answer = probe.recv(65536)
-                while answer.startswith(b"$") and b"+PONG" not in answer and (more := probe.recv(65536)):
-                    answer += more
-            except OSError:
-                return b""
-        for line in answer.splitlines():
-            if line.startswith(b"process_id:"):
-                self.pid = int(line.partition(b":")[2])
-                return b"+PONG"
-        # With a password it refuses to answer, but it is there.
-        return b"+PONG" if answer.startswith(b"-NOAUTH") else answer
+                with socket.create_server(("127.0.0.1", self.port)) as free:
+                    self.port = free.getsockname()[1]
+            except (OSError, OverflowError) as error:
+                raise ServerStartError(f"port {self.port} of 127.0.0.1 cannot be used: {error}") from None
+            return
+        if len(os.fsencode(self.socket_path)) > _SOCKET_PATH_MAX:
+            limit = f"{_SOCKET_PATH_MAX} bytes"
+            raise ServerStartError(f"the path of the socket is longer than {limit}: {self.socket_path}")
+        if self.socket_path.exists():  # a server deletes what it finds there
+            if not self.socket_path.is_socket():
+                raise ServerStartError(f"{self.socket_path} is no socket: delete it, or choose another path")
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1)
+                if probe.connect_ex(str(self.socket_path)) != errno.ECONNREFUSED:
+                    raise ServerStartError(f"another server listens on {self.socket_path}: choose another path")
 
-    def _last_words(self) -> str:
-        with contextlib.suppress(OSError, IndexError):
-            return self.log.read_text(errors="replace").strip().splitlines()[-1]
-        return "it did not answer"
+    def _run(self) -> subprocess.Popen[bytes]:
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _forking, self.log.open("ab") as log, (self.data / "server.pid").open("a+b") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two servers would ruin one append-only file
+            except BlockingIOError:
+                lock.seek(0)
+                pid = lock.read(20).decode(errors="replace").strip()
+                advice = "stop it, or choose another directory"
+                raise ServerStartError(f"another server (pid {pid}) runs on {self.data}: {advice}") from None
+            self._logged = log.tell()
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "sandbox-redis-guard", str(self._temporary), *self.command],
+                stdin=subprocess.PIPE,
+                stdout=lock,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us: we end it, when we are done
+            )
+            self._process = process
+            lock.truncate(0)
+            lock.write(f"{process.pid}\n".encode())
+        return process
+
+    def _ping(self) -> str:
+        """What a server at our address says to PING; empty when there is none."""
+        address = str(self.socket_path) if self.port is None else ("127.0.0.1", self.port)
+        with socket.socket(socket.AF_UNIX if self.port is None else socket.AF_INET) as probe, suppress(OSError):
+            probe.settimeout(1)
+            probe.connect(address)
+            probe.sendall(b"PING\r\n")
+            return probe.recv(1000).decode(errors="replace").strip()
+        return ""
+
+    def last_words(self) -> str:
+        """The last line that it wrote into its log since it was started."""
+        with suppress(OSError, IndexError), self.log.open("rb") as log:
+            log.seek(self._logged)
+            return _PREFIX_OF_LOG.sub("", log.read().decode(errors="replace").strip().splitlines()[-1])
+        return "it wrote nothing into its log"
 
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
         """End it and wait until it has ended: SIGTERM lets it write its data, SIGKILL does not."""
-        if self._process is None:
+        process, self._process = self._process, None
+        if process is None:
             return
-        if sig is not signal.SIGTERM and self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, sig)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process = None
-        self.pid = 0
-        _running.discard(self)
+        process.send_signal(sig)
+        process.send_signal(signal.SIGCONT)  # where it was frozen, it could not end
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.communicate(b"\n")  # lets the guard go
 
     def wait(self) -> int:
-        """Wait until it ends by itself; its exit status."""
-        assert self._process is not None
+        """Wait until it ends by itself; its exit status, or minus the number of the signal that ended it."""
+        assert self._process is not None, "it was not started"
         return self._process.wait()
 
     def close(self) -> None:
-        """Stop it, and delete what was temporary."""
+        """Stop it, and delete what was temporary. It cannot be started again."""
         self.stop()
-        self._temporary.cleanup()
+        self._delete()
 
     def disown(self) -> None:
-        """In the child of a fork: leave the server to the parent."""
+        """In the child of a fork: leave the server and its files to the parent."""
+        self._delete.detach()
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-            self._process.returncode = 0
-        self._temporary._finalizer.detach()  # type: ignore[attr-defined]  # noqa: SLF001 - it has no public form
+            self._process.returncode = 0  # it is not a child of ours
         self._process = None
 
     def __enter__(self) -> Self:
@@ -203,14 +271,16 @@ class EmbeddedServer:
         self.close()
 
 
-_running: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
+# The child of a fork would hold the pipe open, and a lock that is being taken. So it closes the pipe, and no fork comes
+# in between while we make them. (What is run by exec has neither.)
+_servers: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
+_forking = threading.RLock()
 
 
 def _after_fork() -> None:
-    # The child owns neither the server, which would outlive us by its copy of the pipe, nor our files.
-    for server in tuple(_running):
+    _forking.release()
+    for server in tuple(_servers):
         server.disown()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_after_fork)

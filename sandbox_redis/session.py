@@ -1,0 +1,152 @@
+"""One client's view of one store: its settings, the layout it has learned, and the steps that operations are made of. It
+holds no connection. What the operations are stands in ``operations.py``, how the server is reached in ``exchange.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final, NoReturn
+
+from sandbox_redis import checks, keys
+from sandbox_redis.errors import AlreadyExistsError, NotFoundError, SchemaError, TransitionError
+from sandbox_redis.exchange import Deadline, Exchange, Trace, token
+from sandbox_redis.record import STATUS_FIELDS, Sandbox, pairs, sandbox_from_fields
+from sandbox_redis.states import advice
+from sandbox_redis.wire import Command, Op, ServerError
+
+SCHEMA: Final = 1
+TIMEOUT: Final = 5.0  # seconds
+EVENTS_MAXLEN: Final = 100_000  # events in each partition
+PARTITIONS_MAX: Final = 16_384  # as many as a cluster has slots; more would share them
+FLOOR_AGE: Final = 10.0  # seconds; 100,000 events, which a partition keeps, are not written in this time
+_TYPES: Final = (b"hash", b"stream", b"zset", b"zset", b"zset", b"zset")  # of what Keys.change gives
+_NODES: Final = frozenset({"create", "load", "fail_start", "remove"})  # their scripts write the index of a node, too
+
+
+class Session:
+    """The settings of a store's client, and what it knows of the store."""
+
+    def __init__(
+        self, address: str, *, prefix: str, agent: str, timeout: float, partitions: int, events_maxlen: int
+    ) -> None:
+        self.prefix = checks.prefix(prefix)
+        self.agent = checks.text("agent", agent, limit=256)
+        self.timeout = checks.seconds("timeout", timeout)
+        self._partitions = checks.integer("partitions", partitions, 1, PARTITIONS_MAX)
+        self.maxlen = checks.integer("events_maxlen", events_maxlen, 1, checks.INT64_MAX)
+        self.exchange = Exchange(address)
+        self._keys: keys.Keys | None = None
+        self._floors: dict[int, tuple[str, float]] = {}  # partition → its newest event known, and when it was learned
+
+    def layout(self, *, timeout: float | None = None) -> Op[keys.Keys]:
+        """The keys of the store, once it is known how it is laid out."""
+        return (yield from self.open(self.deadline(timeout), write=False))
+
+    def read(self, key: str, commands: tuple[Command, ...], *, timeout: float | None = None) -> Op[list[Any]]:
+        """The replies to commands that only read, from the server that holds `key`; raises `SchemaError` for a key of
+        the wrong type."""
+        replies: list[Any] = yield from self.exchange.ask(key, commands, self.deadline(timeout))
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, ServerError):
+                raise SchemaError(str(command[1]), f"is of the wrong type for {command[0]}: {reply.message}")
+        return replies
+
+    def deadline(self, timeout: float | None) -> Deadline:
+        """When an operation that begins now gives up."""
+        return Deadline(self.timeout if timeout is None else checks.seconds("timeout", timeout), time.monotonic)
+
+    def open(self, deadline: Deadline, *, write: bool = True) -> Op[keys.Keys]:
+        """How the store is laid out. Whoever writes first decides; who only reads leaves no trace."""
+        if self._keys is not None:
+            return self._keys
+        key = keys.meta(self.prefix)
+        (reply,) = yield from self.exchange.ask(
+            key, (("HMGET", key, "schema", "partitions", "events_maxlen"),), deadline, share=True
+        )
+        if not isinstance(reply, ServerError) and not any(reply):
+            if not write:
+                return keys.Keys(self.prefix, self._partitions)
+            ours = (SCHEMA, self._partitions, self.maxlen)
+            reply = yield from self.exchange.run("meta", (key,), ours, deadline)
+            reply = reply if isinstance(reply, ServerError) else reply[1:]
+        if isinstance(reply, ServerError):
+            yield from self.wrong_type((key,), deadline)
+        try:
+            schema, partitions, maxlen = (int(value) for value in reply)
+            if schema <= SCHEMA:
+                self.maxlen = checks.integer("events_maxlen", maxlen, 1, checks.INT64_MAX)
+                self._keys = keys.Keys(self.prefix, checks.integer("partitions", partitions, 1, PARTITIONS_MAX))
+        except (TypeError, ValueError):
+            names = dict(zip(("schema", "partitions", "events_maxlen"), reply, strict=False))
+            raise SchemaError(key, f"does not say how the store is laid out: {names}; restore it") from None
+        if schema > SCHEMA or self._keys is None:
+            raise SchemaError(key, f"has schema {schema}, this release knows {SCHEMA}: upgrade sandbox-redis")
+        return self._keys
+
+    def trace(self, layout: keys.Keys, sandbox_id: str, names: tuple[str, ...], deadline: Deadline) -> Op[Trace]:
+        """What will tell, if a reply is lost, whether the write happened."""
+        partition = layout.partition(sandbox_id)
+        floor, since = self._floors.get(partition, ("", 0.0))
+        if not floor or time.monotonic() - since > FLOOR_AGE:
+            events = (("XREVRANGE", names[1], "+", "-", "COUNT", 1),)
+            (reply,) = yield from self.exchange.ask(names[1], events, deadline, share=True)
+            if isinstance(reply, ServerError):
+                yield from self.wrong_type(names, deadline)
+            floor = reply[0][0].decode() if reply else "0-0"
+            self._floors[partition] = floor, time.monotonic()
+        return Trace(sandbox_id, (names[0], names[1]), token(), floor, self.maxlen)
+
+    def write(self, operation: str, sandbox_id: str, args: tuple[Any, ...], timeout: float | None) -> Op[Any]:
+        """Run the script of an operation that writes; the key of the record, the reply, and its trace."""
+        deadline = self.deadline(timeout)
+        checks.sandbox_id(sandbox_id)
+        layout = yield from self.open(deadline)
+        names = layout.change(sandbox_id)
+        trace = yield from self.trace(layout, sandbox_id, names, deadline)
+        if operation in _NODES:
+            args = (layout.node(layout.partition(sandbox_id), ""), *args)
+        whole = (sandbox_id, self.agent, trace.request, self.maxlen, *args)
+        reply = yield from self.exchange.write(operation, names, whole, trace, deadline)
+        if isinstance(reply, ServerError):
+            yield from self.wrong_type(names, deadline)
+        return names[0], reply, trace
+
+    def sandbox(self, operation: str, sandbox_id: str, key: str, reply: Any, trace: Trace | None = None) -> Sandbox:
+        """The sandbox that a reply carries; raises what a refusal means."""
+        if reply[0] == b"OK":
+            fields = pairs(reply[1])
+            if trace and self._keys and fields.get(b"request") == trace.request.encode():
+                self._floors[self._keys.partition(sandbox_id)] = fields[b"revision"].decode(), time.monotonic()
+            return sandbox_from_fields(sandbox_id, key, fields)
+        if reply[0] == b"PASSED":
+            # Others have changed it since: its status is in the event of this write. Its metadata never changes, so it
+            # is in the record, unless that is of a later sandbox with the same id.
+            _, revision, event, record = reply
+            then, now = pairs(event), pairs(record)
+            metadata = {name: value for name, value in now.items() if name not in STATUS_FIELDS}
+            if now.get(b"created_at") != then.get(b"created_at"):
+                metadata = {}
+            return sandbox_from_fields(sandbox_id, key, metadata | then | {b"revision": revision})
+        raise self.refusal(operation, sandbox_id, reply)
+
+    def refusal(self, operation: str, sandbox_id: str, reply: Any) -> Exception:
+        """The error that a script's refusal means."""
+        match reply:
+            case [b"NOT_FOUND"]:
+                return NotFoundError(sandbox_id)
+            case [b"ALREADY_EXISTS", state]:
+                return AlreadyExistsError(sandbox_id, state.decode())
+            case [b"TRANSITION", state]:
+                return TransitionError(sandbox_id, state.decode(), operation, advice(operation, state.decode()))
+        return SchemaError(self.prefix, f"gave an unexpected reply to {operation}: {reply!r}")
+
+    def wrong_type(
+        self, names: tuple[str, ...], deadline: Deadline, wanted: tuple[bytes, ...] = _TYPES
+    ) -> Op[NoReturn]:
+        """Raise the error that names the key of the wrong type."""
+        types = yield from self.exchange.ask(names[0], tuple(("TYPE", name) for name in names), deadline)
+        for name, found, want in zip(names, types, wanted, strict=False):
+            if found not in (want, b"none"):
+                rule = f"holds a {found.decode()} where a {want.decode()} belongs: rename or delete it"
+                raise SchemaError(name, f"{rule}; nothing was changed")
+        raise SchemaError(names[0], "or the index of its node is of the wrong type; nothing was changed")

@@ -1,0 +1,97 @@
+"""The optimistic transaction: WATCH and read in one packet, the caller's function, MULTI, script and EXEC in another.
+
+Whatever comes between, another writer, a lost reply, a missing script, it begins again, and never overwrites a change
+that the function has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from sandbox_redis import checks
+from sandbox_redis.errors import ConflictError, InvalidArgumentError, NotFoundError, OutcomeUnknownError
+from sandbox_redis.exchange import Deadline, evalsha
+from sandbox_redis.record import Sandbox, Status, hash_reply, sandbox_from_fields, status_to_fields
+from sandbox_redis.session import Session
+from sandbox_redis.states import State
+from sandbox_redis.wire import Failure, Lease, Lost, Op, Send, ServerError
+
+UpdateFunc = Callable[[Status], Status]
+"""Gets the status as it is, returns it as it is to be. It may be called more than once, so it must be pure."""
+
+
+def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Deadline) -> Op[Sandbox]:
+    """Replace the status of a sandbox by what `fn` makes of it; see `Operations.update`."""
+    checks.sandbox_id(sandbox_id)
+    layout = yield from session.open(deadline)
+    names = layout.change(sandbox_id)
+    trace = yield from session.trace(layout, sandbox_id, names, deadline)
+    key = names[0]
+    lost: OutcomeUnknownError | None = None
+    while True:
+        writing = False
+        try:
+            _, reply = yield Send(key, (("WATCH", key), ("HGETALL", key)), deadline.share(), Lease.TAKE)
+            if isinstance(reply, ServerError):
+                yield from _unwatch(key, deadline)
+                if reply.code == "WRONGTYPE":
+                    yield from session.wrong_type((key,), deadline)
+                yield from session.exchange.again(deadline, reply, lost)
+                continue
+            if lost and (found := (yield from session.exchange.find(trace, deadline, Lease.KEEP))):
+                yield from _unwatch(key, deadline)
+                return session.sandbox("update", sandbox_id, key, found, trace)
+            try:
+                if not reply:
+                    raise NotFoundError(sandbox_id)
+                seen = sandbox_from_fields(sandbox_id, key, hash_reply(reply))
+                status = _checked(fn(seen.status))
+                fields = status_to_fields(status)
+            except BaseException:
+                yield from _unwatch(key, deadline)
+                raise
+            if status == seen.status:
+                yield from _unwatch(key, deadline)
+                return seen
+            args = (sandbox_id, session.agent, trace.request, session.maxlen, *fields)
+            commands = (("MULTI",), evalsha("update", names, args), ("EXEC",))
+            writing = True
+            _, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST)
+            writing = False
+            if isinstance(replies, ServerError):  # EXECABORT: the script was not even queued
+                yield from session.exchange.again(deadline, queued, lost)
+            elif replies is None:
+                yield from deadline.pause(lost or ConflictError(sandbox_id, deadline.attempts + 1))
+            elif not isinstance(replies[0], ServerError):
+                return session.sandbox("update", sandbox_id, key, replies[0], trace)
+            elif replies[0].code == "NOSCRIPT":
+                yield from session.exchange.supply("update", key, deadline, lost)
+            elif replies[0].code == "WRONGTYPE":
+                yield from session.wrong_type(names, deadline)
+            else:
+                yield from session.exchange.again(deadline, replies[0], lost)
+        except Failure as failure:
+            if writing and isinstance(failure, Lost):
+                lost = trace.unknown(failure.reason)
+            yield from session.exchange.again(deadline, failure, lost)
+
+
+def _unwatch(key: str, deadline: Deadline) -> Op[None]:
+    """Give the watched connection back."""
+    with suppress(Failure):  # then the connection is gone, and its WATCH with it
+        yield Send(key, (("UNWATCH",),), deadline.share(), Lease.LAST)
+
+
+def _checked(status: Any) -> Status:
+    """What an update function returned, as it is to be stored."""
+    if not isinstance(status, Status):
+        if hasattr(status, "close") and hasattr(status, "__await__"):
+            status.close()
+            raise InvalidArgumentError(
+                "fn", status, "it must be a plain function; read what it needs before the update"
+            )
+        raise InvalidArgumentError("fn", status, "it must return a Status")
+    return replace(status, pid=0) if status.state is State.NOTREADY and status.pid else status
