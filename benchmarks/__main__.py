@@ -20,8 +20,9 @@ from typing import Any
 
 import redis
 import redis.asyncio
-from benchmarks.recipes import AsyncRecipes, Recipes
 
+from benchmarks.contender import contend, redis_py
+from benchmarks.recipes import AsyncRecipes, Recipes
 from sandbox_redis import AsyncSandboxStore, Metadata, SandboxStore, Status
 from sandbox_redis.server import EmbeddedServer
 
@@ -71,13 +72,6 @@ class Bench:
     def row(self, *cells: str) -> None:
         self.rows.append((self.kind, *cells))
         print(f"{self.kind:5} {cells[0]:44} {cells[1]:>12} {cells[2]:>12} {cells[3]:>8}   {cells[4]}", flush=True)
-
-
-def redis_py(url: str) -> redis.Redis:
-    """A client with redis-py's defaults."""
-    if url.startswith("unix"):
-        return redis.Redis(unix_socket_path=url.removeprefix("unix://"))
-    return redis.Redis(port=int(url.rpartition(":")[2].partition("/")[0]))
 
 
 def single(bench: Bench) -> None:
@@ -152,24 +146,6 @@ def tasks(bench: Bench, count: int) -> None:
     runner.close()
 
 
-def _contend(url: str, prefix: str, ours: bool, barrier: Any, seconds: float, counts: Any, index: int) -> None:
-    store = SandboxStore(url, prefix=prefix, timeout=30)
-    recipes = Recipes(redis_py(url), prefix)
-    update = store.update if ours else recipes.update
-    update("shared", _increment)
-    barrier.wait()
-    end = time.monotonic() + seconds
-    committed = 0
-    while time.monotonic() < end:
-        update("shared", _increment)
-        committed += 1
-    counts[index] = committed
-
-
-def _increment(status: Status) -> Status:
-    return replace(status, pid=status.pid + 1)
-
-
 def contention(bench: Bench, processes: int, seconds: float) -> None:
     """Many processes update one sandbox."""
     context = multiprocessing.get_context("spawn")
@@ -180,7 +156,7 @@ def contention(bench: Bench, processes: int, seconds: float) -> None:
         bench.store.start("shared", pid=0)
         barrier, counts = context.Barrier(processes), context.Array("L", processes)
         workers = [
-            context.Process(target=_contend, args=(bench.url, bench.prefix, ours, barrier, seconds, counts, i))
+            context.Process(target=contend, args=(bench.url, bench.prefix, ours, barrier, seconds, counts, i))
             for i in range(processes)
         ]
         for worker in workers:
@@ -236,8 +212,12 @@ def main() -> None:
             os.sched_setaffinity(0, {max(everywhere)})  # one core for both: no wake-ups across cores, a stable figure
         with EmbeddedServer(binary=options.binary, **settings) as server:  # type: ignore[arg-type]
             if kind == "TCP":
-                version = subprocess.run([server.binary, "--version"], capture_output=True, text=True, check=True).stdout
-                print(f"{version.strip()}\nredis-py {redis.__version__}, Python {platform.python_version()}, pinned: {pin}")
+                version = subprocess.run(
+                    [server.binary, "--version"], capture_output=True, text=True, check=True
+                ).stdout
+                print(
+                    f"{version.strip()}\nredis-py {redis.__version__}, Python {platform.python_version()}, pinned: {pin}"
+                )
                 print(f"{'':5} {'':44} {'sandbox-redis':>12} {'redis-py':>12} {'ratio':>8}   goal")
             bench = Bench(server.url, kind, options.repeat, options.number)
             groups: dict[str, Callable[[], None]] = {

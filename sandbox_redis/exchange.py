@@ -17,6 +17,9 @@ from sandbox_redis.wire import Command, Failure, Lease, Lost, Op, Send, ServerEr
 
 PAUSE_FIRST: Final = 0.001  # seconds; about ten loopback round trips
 PAUSE_MAX: Final = 0.25  # seconds; a server that comes back is noticed within this
+CONFLICT_MAX: Final = (
+    0.004  # seconds; with longer ones whoever wins goes on winning (measured: 0.1 of the fastest's rate)
+)
 FIND_PAGE: Final = 1000  # events per find call; about 1 ms of server time
 
 _TRANSIENT: Final = frozenset({"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"})
@@ -74,11 +77,11 @@ class Deadline:
         # The same number for every first attempt: a socket keeps its timeout from one operation to the next.
         return self._timeout / 2 if left > self._timeout * 0.9 else max(left / 2, PAUSE_FIRST)
 
-    def pause(self, error: SandboxError) -> Op[None]:
+    def pause(self, error: SandboxError, longest: float = PAUSE_MAX) -> Op[None]:
         """Wait before the next attempt, or raise `error` when there is no time for one. The pauses grow
-        exponentially, with full jitter."""
+        exponentially up to `longest` seconds, with full jitter."""
         self.attempts += 1
-        seconds = random.uniform(0, self._pause)
+        seconds = random.uniform(0, min(self._pause, longest))
         self._pause = min(self._pause * 2, PAUSE_MAX)
         if self._clock() + seconds >= self._at:
             raise error

@@ -1,5 +1,5 @@
-"""One client's view of one store: its settings, the layout it has learned, and the steps that operations are made of. It
-holds no connection. What the operations are stands in ``operations.py``, how the server is reached in ``exchange.py``.
+"""One client's view of one store: its settings, the layout it has learned, and the steps that operations are made of.
+It holds no connection. The operations stand in ``operations.py``, how the server is reached in ``exchange.py``.
 """
 
 from __future__ import annotations

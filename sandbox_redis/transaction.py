@@ -13,7 +13,7 @@ from typing import Any
 
 from sandbox_redis import checks
 from sandbox_redis.errors import ConflictError, InvalidArgumentError, NotFoundError, OutcomeUnknownError
-from sandbox_redis.exchange import Deadline, evalsha
+from sandbox_redis.exchange import CONFLICT_MAX, Deadline, evalsha
 from sandbox_redis.record import Sandbox, Status, hash_reply, sandbox_from_fields, status_to_fields
 from sandbox_redis.session import Session
 from sandbox_redis.states import State
@@ -64,7 +64,8 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
             if isinstance(replies, ServerError):  # EXECABORT: the script was not even queued
                 yield from session.exchange.again(deadline, queued, lost)
             elif replies is None:
-                yield from deadline.pause(lost or ConflictError(sandbox_id, deadline.attempts + 1))
+                error = lost or ConflictError(sandbox_id, deadline.attempts + 1)
+                yield from deadline.pause(error, CONFLICT_MAX)
             elif not isinstance(replies[0], ServerError):
                 return session.sandbox("update", sandbox_id, key, replies[0], trace)
             elif replies[0].code == "NOSCRIPT":
