@@ -8,10 +8,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import wraps
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.audit import audit
-from sandbox_redis.batch import Batch, split
+from sandbox_redis.batch import CHUNK, Batch
 from sandbox_redis.faces import annotate, default_agent, default_url
 from sandbox_redis.operations import Operations
 from sandbox_redis.record import Status
@@ -163,7 +164,7 @@ async def play(lane: AsyncLane, op: Op[T]) -> T:
             try:
                 if isinstance(request, Send):
                     if request.lease is Lease.ANY:
-                        reply = await lane.shared(request.key, request.commands, request.timeout)
+                        reply = await lane.submit(request.key, request.commands, request.timeout)
                         continue
                     if held is None:
                         if request.lease is not Lease.TAKE:
@@ -174,7 +175,8 @@ async def play(lane: AsyncLane, op: Op[T]) -> T:
                         lane.give_back(held)
                         held = None
                 elif isinstance(request, SendAll):
-                    reply = await _send_all(lane, request.sends)
+                    await _send_all(lane, request)
+                    reply = None
                 else:
                     if held is not None:
                         await held.disconnect(nowait=True)
@@ -193,12 +195,19 @@ async def play(lane: AsyncLane, op: Op[T]) -> T:
             lane.give_back(held)
 
 
-async def _send_all(lane: AsyncLane, sends: list[Send]) -> list[Any]:
-    """The replies of each, from one packet for all."""
-    commands = tuple(command for send in sends for command in send.commands)
-    failure: Failure | None = None
-    try:
-        replies = await lane.shared(sends[0].key, commands, min(send.timeout for send in sends))
-    except Failure as error:
-        failure, replies = error, list(getattr(error, "replies", ()))
-    return split(sends, replies, failure)
+async def _send_all(lane: AsyncLane, request: SendAll) -> None:
+    """One packet after the other on the shared connection, then all replies: the server is at work meanwhile."""
+    packets = []
+    while chunk := list(islice(request.sends, CHUNK)):
+        commands = tuple(command for send in chunk for command in send.commands)
+        packets.append((chunk, lane.submit(chunk[0].key, commands, chunk[0].timeout)))
+        await asyncio.sleep(0)  # lets it be written
+    for chunk, future in packets:
+        try:
+            replies = iter(await future)
+        except Failure as failure:
+            for _ in chunk:
+                request.deliver(failure)
+        else:
+            for send in chunk:
+                request.deliver(list(islice(replies, len(send.commands))))

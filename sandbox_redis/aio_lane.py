@@ -37,18 +37,16 @@ class AsyncLane:
             self._idle: deque[Any] = deque()
             self._leases = asyncio.Semaphore(LEASES_MAX)
 
-    async def shared(self, key: str, commands: tuple[Command, ...], timeout: float) -> list[Any]:
-        """Send one packet among those of other tasks.
+    def submit(self, key: str, commands: tuple[Command, ...], timeout: float) -> asyncio.Future[list[Any]]:
+        """Send one packet among those of other tasks; the future is for its replies, errors as `ServerError`.
 
-        Raises:
+        Raises (the future does):
             Unsent, Lost: the connection failed, and is closed.
         """
         self._here()
-        shared = self._shared
-        if shared is None or shared.failure is not None:
-            shared = self._shared = _Shared(self)
-        replies: list[Any] = await shared.submit(commands, timeout)
-        return replies
+        if self._shared is None or self._shared.failure is not None:
+            self._shared = _Shared(self)
+        return self._shared.submit(commands, timeout)
 
     async def lease(self, key: str, timeout: float) -> Any:
         """A connection to the server that holds `key`, for one user at a time."""
@@ -80,7 +78,7 @@ class AsyncLane:
                     replies.append(await read(connection, command))  # noqa: PERF401 - a failure keeps the first ones
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
-            raise lost(self.address, error, replies) from None
+            raise lost(self.address, error) from None
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -206,7 +204,7 @@ class _Shared:
         except Failure as error:
             failure = error
         except (RedisError, OSError) as error:
-            failure = lost(self._lane.address, error, [])
+            failure = lost(self._lane.address, error)
         finally:
             await self.close(failure)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
@@ -15,6 +16,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SLICE: Final = 1000  # sandboxes in step; more gain nothing, and their replies would wait in the server's memory
+
+
+CHUNK: Final = 100  # packets sent at once; the server begins with them while the next ones are made
 
 
 class Result(Generic[T]):
@@ -102,20 +106,29 @@ class Batch:
 class _Player:
     """Plays the operations on one sandbox, one after the other; `request` is what the present one waits for."""
 
-    __slots__ = ("_op", "_rest", "_result", "request")
+    __slots__ = ("_begun", "_op", "_rest", "_result", "request")
 
     def __init__(self, chain: list[tuple[Op[Any], Result[Any]]]) -> None:
         self._rest = iter(chain)
         self._op, self._result = next(self._rest)
-        self.advance(None)
+        self._begun = False
+        self.request: Request | None = None
+
+    def begin(self) -> None:
+        """Play until there is something to wait for."""
+        if not self._begun:
+            self._begun = True
+            self.advance(None)
+
+    def sends_plainly(self) -> bool:
+        """Whether it has, or will have, something to send among others."""
+        return not self._begun or (isinstance(self.request, Send) and self.request.lease is Lease.ANY)
 
     def advance(self, reply: Any) -> None:
         """Go on with a reply or a failure, until there is something to wait for or nothing left."""
         while True:
             try:
-                self.request: Request | None = (
-                    self._op.throw(reply) if isinstance(reply, Failure) else self._op.send(reply)
-                )
+                self.request = self._op.throw(reply) if isinstance(reply, Failure) else self._op.send(reply)
                 return  # noqa: TRY300 - an else would stand far behind
             except StopIteration as stop:
                 self._result.settle(stop.value, None)
@@ -128,28 +141,49 @@ class _Player:
             reply = None
 
 
+class _Round:
+    """One packet's worth: what some players want to send, and who waits for which replies."""
+
+    def __init__(self, players: list[_Player]) -> None:
+        self.players = players
+        self._waiting: deque[list[_Player]] = deque()
+
+    def sends(self) -> Iterator[Send]:
+        """Draw what they send, what is shared only once. Players that have not begun begin here, while the server is at
+        work on what was drawn before."""
+        shared: dict[Any, list[_Player]] = {}
+        for player in self.players:
+            player.begin()
+            send = player.request
+            if not isinstance(send, Send) or send.lease is not Lease.ANY:
+                continue
+            if send.share:
+                group = shared.setdefault((send.key, send.commands), [])
+                group.append(player)
+                if len(group) > 1:
+                    continue
+                self._waiting.append(group)
+            else:
+                self._waiting.append([player])
+            yield send
+
+    def deliver(self, reply: list[Any] | Failure) -> None:
+        """Hand out the next replies."""
+        for player in self._waiting.popleft():
+            player.advance(reply)
+
+
 def _in_step(players: list[_Player]) -> Op[None]:
     while True:
-        senders = [p for p in players if type(p.request) is Send and p.request.lease is Lease.ANY]
-        sleepers = [p for p in players if type(p.request) is Sleep]
-        if senders:
-            packets: dict[Any, Send] = {}
-            slots = []
-            for player in senders:
-                send = player.request
-                assert isinstance(send, Send)
-                slot = (send.key, send.commands) if send.share else id(player)
-                packets.setdefault(slot, send)
-                slots.append(slot)
-            replies = yield SendAll(list(packets.values()))
-            by_slot = dict(zip(packets, replies, strict=True))
-            for player, slot in zip(senders, slots, strict=True):
-                player.advance(by_slot[slot])
+        this = _Round([player for player in players if player.sends_plainly()])
+        sleepers = [player for player in players if isinstance(player.request, Sleep)]
+        if this.players:
+            yield SendAll(this.sends(), this.deliver)
         elif sleepers:
-            yield Sleep(max(p.request.seconds for p in sleepers if isinstance(p.request, Sleep)))
+            yield Sleep(max(player.request.seconds for player in sleepers if isinstance(player.request, Sleep)))
             for player in sleepers:
                 player.advance(None)
-        elif alone := next((p for p in players if p.request is not None), None):
+        elif alone := next((player for player in players if player.request is not None), None):
             yield from _to_its_end(alone)
         else:
             return
@@ -162,14 +196,3 @@ def _to_its_end(player: _Player) -> Op[None]:
         except Failure as failure:
             reply = failure
         player.advance(reply)
-
-
-def split(sends: list[Send], replies: list[Any], failure: Failure | None) -> list[Any]:
-    """Deal the replies of one packet out to what was sent in it; whoever lacks one gets the failure."""
-    result: list[Any] = []
-    first = 0
-    for send in sends:
-        last = first + len(send.commands)
-        result.append(replies[first:last] if last <= len(replies) else failure)
-        first = last
-    return result

@@ -128,6 +128,6 @@ def unsent(address: str, error: Exception, *, reached: bool) -> Unsent:
     return failure
 
 
-def lost(address: str, error: BaseException, replies: list[Any]) -> Lost:
+def lost(address: str, error: BaseException) -> Lost:
     """A connection failed behind a packet."""
-    return Lost(address, str(error).rstrip(".") or type(error).__name__, tuple(replies))
+    return Lost(address, str(error).rstrip(".") or type(error).__name__)

@@ -5,9 +5,9 @@ of what it carries, and repeats nothing.
 from __future__ import annotations
 
 import os
-import time
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -39,24 +39,35 @@ class Lane:
         """End a lease; what the connection was asked has been answered."""
         self._idle.append(leased)
 
-    def exchange(self, leased: Leased, commands: tuple[Command, ...], timeout: float) -> list[Any]:
-        """Send commands in one packet and read their replies, errors as `ServerError`.
+    def exchange(self, leased: Leased, commands: Sequence[Command], timeout: float) -> list[Any]:
+        """Send commands in one packet and read their replies.
 
         Raises:
             Unsent, Lost: the connection failed, and is closed.
         """
+        self.send(leased, commands, timeout)
+        return self.receive(leased, commands)
+
+    def send(self, leased: Leased, commands: Sequence[Command], timeout: float) -> None:
+        """Send commands in one packet; `timeout` is for their replies, too. Raises as `exchange`."""
         connection = leased.connection
-        until = time.monotonic() + timeout
         if not connection.is_connected:
             self._connect(leased, timeout)
         leased.set_timeout(timeout)
-        replies: list[Any] = []
         try:
             connection.send_packed_command((b"".join(map(hiredis.pack_command, commands)),), check_health=False)
-            read = connection.read_response
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            raise lost(self.address, error) from None
+
+    def receive(self, leased: Leased, commands: Sequence[Command]) -> list[Any]:
+        """Read the replies to commands that were sent, errors as `ServerError`. Raises as `exchange`."""
+        connection = leased.connection
+        replies: list[Any] = []
+        try:
             for command in commands:
                 try:
-                    reply = read(disable_decoding=True)
+                    reply = connection.read_response(disable_decoding=True)
                     if command[0] == "EXEC" and reply:
                         reply = [refusal(item) if isinstance(item, RedisError) else item for item in reply]
                 except RedisError as error:
@@ -64,11 +75,9 @@ class Lane:
                         raise
                     reply = refusal(error)
                 replies.append(reply)
-                if len(replies) < len(commands) and time.monotonic() > until:
-                    raise TimeoutError("no time was left to read the replies")
         except (RedisError, OSError) as error:
             connection.disconnect()
-            raise lost(self.address, error, replies) from None
+            raise lost(self.address, error) from None
         except BaseException:
             connection.disconnect()
             raise

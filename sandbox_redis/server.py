@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import quote
 
+from sandbox_redis import checks
 from sandbox_redis.errors import SandboxError
 
 GRACE: Final = 15  # seconds from SIGTERM to SIGKILL; a server waits 10 s for its replicas when it ends
@@ -103,7 +104,7 @@ class EmbeddedServer:
             options: further directives of its configuration, such as ``{"maxmemory": "10mb"}``.
         """
         self.binary = binary or find_server()
-        self.port = port
+        self.port = None if port is None else checks.integer("port", port, 0, 65535)
         self._temporary = Path(tempfile.mkdtemp(prefix="sandbox-redis-"))
         self._delete = weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
         self.data = Path(self._temporary if data is None else data).absolute()
@@ -178,7 +179,7 @@ class EmbeddedServer:
             try:
                 with socket.create_server(("127.0.0.1", self.port)) as free:
                     self.port = free.getsockname()[1]
-            except (OSError, OverflowError) as error:
+            except OSError as error:
                 raise ServerStartError(f"port {self.port} of 127.0.0.1 cannot be used: {error}") from None
             return
         if len(os.fsencode(self.socket_path)) > _SOCKET_PATH_MAX:

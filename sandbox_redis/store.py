@@ -5,13 +5,15 @@ stands in ``operations.py``; here is only sending, waiting and returning.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.audit import audit
-from sandbox_redis.batch import Batch, split
+from sandbox_redis.batch import CHUNK, Batch
 from sandbox_redis.faces import annotate, default_agent, default_url
 from sandbox_redis.operations import Operations
 from sandbox_redis.record import Status
@@ -196,7 +198,8 @@ def play(lane: Lane, op: Op[T]) -> T:
                 else:
                     lane.give_back(leased)
             elif isinstance(request, SendAll):
-                reply = _send_all(lane, request.sends)
+                _send_all(lane, request)
+                reply = None
             else:
                 if held is not None:
                     held.connection.disconnect()
@@ -208,14 +211,29 @@ def play(lane: Lane, op: Op[T]) -> T:
             held.connection.disconnect()  # it may still WATCH
 
 
-def _send_all(lane: Lane, sends: list[Send]) -> list[Any]:
-    """The replies of each, from one packet for all."""
-    commands = tuple(command for send in sends for command in send.commands)
-    leased = lane.lease(sends[0].key)
-    failure: Failure | None = None
+def _send_all(lane: Lane, request: SendAll) -> None:
+    """One packet after the other on one connection, then all replies: the server is at work meanwhile."""
+    leased: Leased | None = None
+    sent: deque[Send] = deque()
     try:
-        replies = lane.exchange(leased, commands, min(send.timeout for send in sends))
-        lane.give_back(leased)
-    except Failure as error:
-        failure, replies = error, list(getattr(error, "replies", ()))
-    return split(sends, replies, failure)
+        while chunk := list(islice(request.sends, CHUNK)):
+            sent.extend(chunk)
+            leased = leased or lane.lease(chunk[0].key)
+            lane.send(leased, [command for send in chunk for command in send.commands], chunk[0].timeout)
+        while sent:
+            assert leased is not None
+            reply = lane.receive(leased, sent[0].commands)
+            sent.popleft()
+            request.deliver(reply)
+    except Failure as failure:
+        unsent = Unsent(failure.address, failure.reason, failure.code)
+        failures = [failure] * len(sent) + [unsent for _ in request.sends]
+        for each in failures:
+            request.deliver(each)
+    except BaseException:
+        if leased is not None:
+            leased.connection.disconnect()
+        raise
+    else:
+        if leased is not None:
+            lane.give_back(leased)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
@@ -48,10 +48,12 @@ class Sleep(NamedTuple):
 
 
 class SendAll(NamedTuple):
-    """Send many packets, none of them with a lease, as few as possible. The reply is a list with the replies of each,
-    or its `Failure`."""
+    """Send many packets, none of them with a lease, in as few as possible. The driver draws them while the server is at
+    work on the first ones, and hands out the replies while it is at work on the last ones."""
 
-    sends: list[Send]
+    sends: Iterator[Send]
+    deliver: Callable[[list[Any] | Failure], None]
+    """Called once for each of `sends`, in order, with its replies or its failure."""
 
 
 Request = Send | SendAll | Sleep
@@ -86,8 +88,3 @@ class Unsent(Failure):
 
 class Lost(Failure):
     """The packet was sent, or a part of it, and not every reply came back: the server may have executed it."""
-
-    def __init__(self, address: str, reason: str, replies: tuple[Any, ...] = ()) -> None:
-        super().__init__(address, reason)
-        self.replies = replies
-        """Those that did come back."""
