@@ -23,7 +23,7 @@ from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Unsent
 if TYPE_CHECKING:
     import redis.asyncio
 
-    from sandbox_redis.aio_lane import AsyncLane
+    from sandbox_redis.aio_lane import AsyncLane, AsyncLeased
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -152,7 +152,7 @@ class AsyncStatusStorage:
 
 async def play(lane: AsyncLane, op: Op[T]) -> T:
     """Carry an operation out to its end: the driver for asyncio."""
-    held: Any = None
+    held: AsyncLeased | None = None
     reply: Any = None
     try:
         while True:
@@ -179,7 +179,7 @@ async def play(lane: AsyncLane, op: Op[T]) -> T:
                     reply = None
                 else:
                     if held is not None:
-                        await held.disconnect(nowait=True)
+                        await held.connection.disconnect(nowait=True)
                         lane.give_back(held)
                         held = None
                     await asyncio.sleep(request.seconds)
@@ -191,7 +191,7 @@ async def play(lane: AsyncLane, op: Op[T]) -> T:
                     held = None
     finally:
         if held is not None:
-            await held.disconnect(nowait=True)  # it may still WATCH
+            await held.connection.disconnect(nowait=True)  # it may still WATCH
             lane.give_back(held)
 
 

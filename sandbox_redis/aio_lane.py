@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import hiredis
 from redis.exceptions import RedisError
 
-from sandbox_redis.connect import Endpoint, is_refusal, lost, refusal, unsent
+from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, refusal, unsent
 from sandbox_redis.wire import Command, Failure, Lost, Unsent
 
 CONNECT_MAX: Final = 60.0  # seconds; each task that waits for the connection gives up by its own timeout before
@@ -34,7 +34,7 @@ class AsyncLane:
         if loop is not self._loop:
             self._loop = loop
             self._shared: _Shared | None = None
-            self._idle: deque[Any] = deque()
+            self._idle: deque[AsyncLeased] = deque()
             self._leases = asyncio.Semaphore(LEASES_MAX)
 
     def submit(self, key: str, commands: tuple[Command, ...], timeout: float) -> asyncio.Future[list[Any]]:
@@ -48,7 +48,7 @@ class AsyncLane:
             self._shared = _Shared(self)
         return self._shared.submit(commands, timeout)
 
-    async def lease(self, key: str, timeout: float) -> Any:
+    async def lease(self, key: str, timeout: float) -> AsyncLeased:
         """A connection to the server that holds `key`, for one user at a time."""
         self._here()
         try:
@@ -56,50 +56,53 @@ class AsyncLane:
                 await self._leases.acquire()
         except TimeoutError:
             raise Unsent(self.address, f"all {LEASES_MAX} connections for transactions were busy", "BUSY") from None
-        return self._idle.pop() if self._idle else self.endpoint.connection()
+        return self._idle.pop() if self._idle else AsyncLeased(self.endpoint.connection())
 
-    def give_back(self, connection: Any) -> None:
+    def give_back(self, leased: AsyncLeased) -> None:
         """End a lease; what the connection was asked has been answered, or it is closed."""
-        self._idle.append(connection)
+        self._idle.append(leased)
         self._leases.release()
 
-    async def exchange(self, connection: Any, commands: tuple[Command, ...], timeout: float) -> list[Any]:
+    async def exchange(self, leased: AsyncLeased, commands: tuple[Command, ...], timeout: float) -> list[Any]:
         """Send one packet on a leased connection and read its replies, errors as `ServerError`.
 
         Raises:
             Unsent, Lost: the connection failed, and is closed.
         """
-        replies: list[Any] = []
-        await self.connect(connection, timeout)
+        connection = leased.connection
+        await self.connect(leased, timeout)
         try:
             async with asyncio.timeout(timeout):
                 await connection.send_packed_command(pack(commands), check_health=False)
-                for command in commands:
-                    replies.append(await read(connection, command))  # noqa: PERF401 - a failure keeps the first ones
+                return [await read(connection, command) for command in commands]
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
-            raise lost(self.address, error) from None
+            raise lost(self.address, error, leased.fence) from None
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        return replies
 
-    async def connect(self, connection: Any, timeout: float) -> None:
+    async def connect(self, leased: AsyncLeased, timeout: float) -> None:
         """Connect, if it is not.
 
         Raises:
             Unsent: it failed.
         """
+        connection = leased.connection
         if connection.is_connected:
             return
+        greeting = self.endpoint.greeting
         connection.socket_connect_timeout = timeout
         connection.socket_timeout = None  # the timeouts here are those of whole packets
         try:
             async with asyncio.timeout(timeout):
                 await connection.connect()
+                await connection.send_packed_command(pack(greeting), check_health=False)
+                replies = [await read(connection, command) for command in greeting if connection.is_connected]
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
             raise unsent(self.address, error, reached=self._reached) from None
+        leased.fence = fence(self.address, replies)
         self._reached = True
 
     async def close(self) -> None:
@@ -109,7 +112,7 @@ class AsyncLane:
             await self._shared.close(Unsent(self.address, "the store was closed"))
             self._shared = None
         while self._idle:
-            await self._idle.pop().disconnect()
+            await self._idle.pop().connection.disconnect()
 
 
 def pack(commands: Iterable[Command]) -> tuple[bytes]:
@@ -130,6 +133,16 @@ async def read(connection: Any, command: Command) -> Any:
     return reply
 
 
+class AsyncLeased:
+    """One connection, and how to make the server drop it."""
+
+    __slots__ = ("connection", "fence")
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.fence: Command | None = None
+
+
 class _Packet(NamedTuple):
     commands: tuple[Command, ...]
     future: asyncio.Future[list[Any]]
@@ -144,7 +157,7 @@ class _Shared:
         self.failure: Failure | None = None
         self._lane = lane
         self._loop = asyncio.get_running_loop()
-        self._connection = lane.endpoint.connection()
+        self._leased = AsyncLeased(lane.endpoint.connection())
         self._unsent: list[_Packet] = []
         self._sent: deque[_Packet] = deque()
         self._to_send = asyncio.Event()
@@ -172,7 +185,7 @@ class _Shared:
         waiting = [packet.until for packet in (*self._sent, *self._unsent) if not packet.future.done()]
         if waiting and min(waiting) <= self._loop.time():
             # What stands behind the late one in the connection is late as well; each finds out for itself.
-            late = self.close(Lost(self._lane.address, "its reply did not come in time"))
+            late = self.close(Lost(self._lane.address, "its reply did not come in time", self._leased.fence))
             self._tasks.add(self._loop.create_task(late))
         elif waiting:
             self._set_alarm(min(waiting))
@@ -184,7 +197,7 @@ class _Shared:
         self.failure = failure
         unsent = failure if isinstance(failure, Unsent) else Unsent(failure.address, failure.reason)
         for packets, error in (
-            (self._sent, Lost(failure.address, failure.reason)),
+            (self._sent, Lost(failure.address, failure.reason, self._leased.fence)),
             (self._unsent, unsent),
         ):
             for packet in packets:
@@ -195,21 +208,21 @@ class _Shared:
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
-        await self._connection.disconnect(nowait=True)
+        await self._leased.connection.disconnect(nowait=True)
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        failure: Failure = Lost(self._lane.address, "the connection was closed")
+        failure: Failure = Lost(self._lane.address, "the connection was closed", self._leased.fence)
         try:
             await work()
         except Failure as error:
             failure = error
         except (RedisError, OSError) as error:
-            failure = lost(self._lane.address, error)
+            failure = lost(self._lane.address, error, self._leased.fence)
         finally:
             await self.close(failure)
 
     async def _write(self) -> None:
-        await self._lane.connect(self._connection, CONNECT_MAX)
+        await self._lane.connect(self._leased, CONNECT_MAX)
         while True:
             await self._to_send.wait()
             self._to_send.clear()
@@ -218,7 +231,7 @@ class _Shared:
             self._sent.extend(packets)
             self._to_read.set()
             packed = pack(command for packet in packets for command in packet.commands)
-            await self._connection.send_packed_command(packed, check_health=False)
+            await self._leased.connection.send_packed_command(packed, check_health=False)
 
     async def _read(self) -> None:
         while True:
@@ -226,7 +239,7 @@ class _Shared:
                 self._to_read.clear()
                 await self._to_read.wait()
             packet = self._sent[0]
-            replies = [await read(self._connection, command) for command in packet.commands]
+            replies = [await read(self._leased.connection, command) for command in packet.commands]
             self._sent.popleft()
             if not packet.future.done():  # the task that asked may have been cancelled
                 packet.future.set_result(replies)

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
 
 from sandbox_redis.errors import InvalidArgumentError
-from sandbox_redis.wire import Lost, ServerError, Unsent
+from sandbox_redis.wire import Command, Lost, ServerError, Unsent
 
 SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
@@ -47,6 +47,9 @@ class Endpoint:
     arguments: dict[str, Any]
     address: str
     """For messages; without credentials."""
+    greeting: tuple[Command, ...]
+    """What a new connection says first: its name for CLIENT LIST, which takes no blanks; and asks what the server calls
+    it, see `fence`."""
 
     def connection(self) -> Any:
         """A connection that is not connected yet."""
@@ -81,10 +84,11 @@ def endpoint(source: Any, *, agent: str, asyncio: bool) -> Endpoint:
         "health_check_interval": 0,
         "protocol": 2,
         "driver_info": None,
-        # CLIENT LIST shows who is connected; it takes no blanks.
-        "client_name": arguments.get("client_name") or re.sub(r"[^!-~]", "_", agent) or None,
+        "client_name": None,
     }
-    return Endpoint(pool.connection_class, arguments, _address(pool.connection_class, arguments))
+    name = pool.connection_kwargs.get("client_name") or re.sub(r"[^!-~]", "_", agent) or "sandbox-redis"
+    greeting = (("CLIENT", "SETNAME", name), ("CLIENT", "INFO"))
+    return Endpoint(pool.connection_class, arguments, _address(pool.connection_class, arguments), greeting)
 
 
 def _address(connection_class: type, arguments: dict[str, Any]) -> str:
@@ -108,7 +112,8 @@ def refusal(error: RedisError) -> ServerError:
 
 
 def is_refusal(error: RedisError) -> bool:
-    """Whether the server said it, as against a connection that failed; some of its words are ConnectionErrors too."""
+    """Whether the server said it, as against a connection that failed. Some of its words (LOADING, NOAUTH) are
+    ConnectionErrors to redis-py, which then closes the connection."""
     return getattr(error, "status_code", None) is not None or isinstance(error, redis.ResponseError)
 
 
@@ -128,6 +133,23 @@ def unsent(address: str, error: Exception, *, reached: bool) -> Unsent:
     return failure
 
 
-def lost(address: str, error: BaseException) -> Lost:
+def fence(address: str, replies: list[Any]) -> Command | None:
+    """From the replies to a greeting, the command that makes the server drop this connection, and no other: the number
+    alone may be another's after a restart. See `Lost`.
+
+    Raises:
+        Unsent: the server did not let us in, and redis-py has closed the connection at that word.
+    """
+    if len(replies) < 2:
+        failure = Unsent(address, replies[0].message, replies[0].code)
+        failure.hopeless = replies[0].code != "LOADING"
+        raise failure
+    if isinstance(replies[1], ServerError):  # this user may not ask
+        return None
+    fields = dict(word.partition(b"=")[::2] for word in replies[1].split())
+    return ("CLIENT", "KILL", "ID", fields[b"id"], "ADDR", fields[b"addr"])
+
+
+def lost(address: str, error: BaseException, how: Command | None) -> Lost:
     """A connection failed behind a packet."""
-    return Lost(address, str(error).rstrip(".") or type(error).__name__)
+    return Lost(address, str(error).rstrip(".") or type(error).__name__, how)

@@ -180,7 +180,7 @@ class Exchange:
                     return (yield from self.find(trace, deadline)) or reply
             except Failure as failure:
                 if writing and isinstance(failure, Lost):
-                    lost = trace.unknown(failure.reason)
+                    lost = trace.lost(failure)
                 yield from self.again(deadline, failure, lost)
 
     def find(self, trace: Trace, deadline: Deadline, lease: Lease = Lease.ANY) -> Op[Any]:
@@ -188,7 +188,9 @@ class Exchange:
         newest = "+"
         while True:
             command = evalsha("find", trace.keys, (trace.request, trace.floor, newest, trace.maxlen, FIND_PAGE))
-            (reply,) = yield Send(trace.keys[0], (command,), deadline.share(), lease)
+            # First the server drops the connections that the write was lost with: what is still under way there,
+            # perhaps for long, must not be executed after we have looked.
+            *_, reply = yield Send(trace.keys[0], (*trace.fences, command), deadline.share(), lease)
             if isinstance(reply, ServerError):
                 if reply.code != "NOSCRIPT":
                     raise Unsent(self.address, reply.message, reply.code)
@@ -212,7 +214,7 @@ class Exchange:
 class Trace:
     """How to find one write again: its token, and an event from before it was sent."""
 
-    __slots__ = ("floor", "id", "keys", "maxlen", "request")
+    __slots__ = ("fences", "floor", "id", "keys", "maxlen", "request")
 
     def __init__(self, id: str, keys: tuple[str, str], request: str, floor: str, maxlen: int) -> None:
         self.id = id
@@ -220,6 +222,13 @@ class Trace:
         self.request = request
         self.floor = floor
         self.maxlen = maxlen
+        self.fences: tuple[Command, ...] = ()
+
+    def lost(self, failure: Lost) -> OutcomeUnknownError:
+        """Its reply was lost: note the connection, and give the error for when it cannot be found any more."""
+        if failure.fence and failure.fence not in self.fences:
+            self.fences += (failure.fence,)
+        return self.unknown(failure.reason)
 
     def unknown(self, reason: str) -> OutcomeUnknownError:
         """The error for when it cannot be found any more."""

@@ -14,7 +14,7 @@ from typing import Any
 import hiredis
 from redis.exceptions import RedisError
 
-from sandbox_redis.connect import Endpoint, is_refusal, lost, refusal, unsent
+from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, refusal, unsent
 from sandbox_redis.wire import Command
 
 
@@ -58,38 +58,32 @@ class Lane:
             connection.send_packed_command((b"".join(map(hiredis.pack_command, commands)),), check_health=False)
         except (RedisError, OSError) as error:
             connection.disconnect()
-            raise lost(self.address, error) from None
+            raise lost(self.address, error, leased.fence) from None
 
     def receive(self, leased: Leased, commands: Sequence[Command]) -> list[Any]:
         """Read the replies to commands that were sent, errors as `ServerError`. Raises as `exchange`."""
         connection = leased.connection
-        replies: list[Any] = []
         try:
-            for command in commands:
-                try:
-                    reply = connection.read_response(disable_decoding=True)
-                    if command[0] == "EXEC" and reply:
-                        reply = [refusal(item) if isinstance(item, RedisError) else item for item in reply]
-                except RedisError as error:
-                    if not is_refusal(error):
-                        raise
-                    reply = refusal(error)
-                replies.append(reply)
+            return [_reply(connection, command) for command in commands]
         except (RedisError, OSError) as error:
             connection.disconnect()
-            raise lost(self.address, error) from None
+            raise lost(self.address, error, leased.fence) from None
         except BaseException:
             connection.disconnect()
             raise
-        return replies
 
     def _connect(self, leased: Leased, timeout: float) -> None:
         connection = leased.connection
         connection.socket_connect_timeout = connection.socket_timeout = leased.timeout = timeout
+        greeting = self.endpoint.greeting
         try:
             connection.connect()
+            connection.send_packed_command((b"".join(map(hiredis.pack_command, greeting)),), check_health=False)
+            replies = [_reply(connection, command) for command in greeting if connection.is_connected]
         except (RedisError, OSError) as error:
+            connection.disconnect()
             raise unsent(self.address, error, reached=self._reached) from None
+        leased.fence = fence(self.address, replies)
         self._reached = True
 
     def close(self) -> None:
@@ -102,14 +96,28 @@ class Lane:
         self._idle = deque()
 
 
-class Leased:
-    """One connection, and the timeout that its socket has."""
+def _reply(connection: Any, command: Command) -> Any:
+    """The reply to one command, an error reply as `ServerError`."""
+    try:
+        reply = connection.read_response(disable_decoding=True)
+    except RedisError as error:
+        if not is_refusal(error):
+            raise
+        return refusal(error)
+    if command[0] == "EXEC" and reply:
+        return [refusal(item) if isinstance(item, RedisError) else item for item in reply]
+    return reply
 
-    __slots__ = ("connection", "timeout")
+
+class Leased:
+    """One connection, the timeout that its socket has, and how to make the server drop it."""
+
+    __slots__ = ("connection", "fence", "timeout")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.timeout = 0.0
+        self.fence: Command | None = None
 
     def set_timeout(self, timeout: float) -> None:
         """Give the socket this timeout, for writing and reading."""

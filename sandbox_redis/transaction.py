@@ -76,7 +76,7 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
                 yield from session.exchange.again(deadline, replies[0], lost)
         except Failure as failure:
             if writing and isinstance(failure, Lost):
-                lost = trace.unknown(failure.reason)
+                lost = trace.lost(failure)
             yield from session.exchange.again(deadline, failure, lost)
 
 

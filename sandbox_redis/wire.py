@@ -87,4 +87,12 @@ class Unsent(Failure):
 
 
 class Lost(Failure):
-    """The packet was sent, or a part of it, and not every reply came back: the server may have executed it."""
+    """The packet was sent, or a part of it, and not every reply came back: the server may have executed it, or may yet.
+
+    `fence` is the command by which the server drops that connection: after it, nothing that is still under way there is
+    ever executed. None where the server did not say how to name the connection.
+    """
+
+    def __init__(self, address: str, reason: str, fence: Command | None = None) -> None:
+        super().__init__(address, reason)
+        self.fence = fence
