@@ -10,6 +10,7 @@
 -- ARGV[4]  maxlen       about how many events the stream keeps
 -- ARGV[5]  exit_status  of the process, or "" when it is not known
 -- ARGV[6]  exited_at    RFC 3339, or "" when it is not known
+-- ARGV[7]  unreadable   the revision of a record that cannot be read and so is UNKNOWN, or "none"; "" for others
 --
 -- Reply
 --   OK <record>                 the record as it now is; unchanged when it was NOTREADY
@@ -23,7 +24,7 @@
 local record, events = KEYS[1], KEYS[2]
 local indexes = { INIT = KEYS[3], READY = KEYS[4], NOTREADY = KEYS[5], UNKNOWN = KEYS[6] }
 local id, by, request, maxlen = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local exit_status, exited_at = ARGV[5], ARGV[6]
+local exit_status, exited_at, unreadable = ARGV[5], ARGV[6], ARGV[7]
 
 local status = read(record)
 if not status then
@@ -31,6 +32,9 @@ if not status then
 end
 if status.request == request then
   return whole(record)
+end
+if unreadable ~= "" and unreadable == (redis.call("HGET", record, "revision") or "none") then
+  status.state = "UNKNOWN"
 end
 if not moves("stop", status.state) then
   return { "TRANSITION", status.state }

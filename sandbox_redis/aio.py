@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import CHUNK, Batch
-from sandbox_redis.faces import annotate, default_agent, default_url
+from sandbox_redis.faces import agent_name, annotate, default_url
 from sandbox_redis.operations import Operations
 from sandbox_redis.record import Status
 from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT
@@ -61,7 +61,7 @@ class AsyncSandboxStore:
         from sandbox_redis.aio_lane import AsyncLane  # here, because importing redis takes 0.5 s
         from sandbox_redis.connect import endpoint
 
-        agent = default_agent() if agent is None else agent
+        agent = agent_name(agent)
         target = endpoint(client, agent=agent, asyncio=True)
         self._operations = Operations(
             target.address,

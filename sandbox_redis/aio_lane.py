@@ -16,6 +16,7 @@ from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, refusal, un
 from sandbox_redis.wire import Command, Failure, Lost, Unsent
 
 CONNECT_MAX: Final = 60.0  # seconds; each task that waits for the connection gives up by its own timeout before
+NO_REPLY: Final = "no reply came in time"
 LEASES_MAX: Final = 16  # connections for transactions; more would not make one server faster
 
 
@@ -75,6 +76,9 @@ class AsyncLane:
             async with asyncio.timeout(timeout):
                 await connection.send_packed_command(pack(commands), check_health=False)
                 return [await read(connection, command) for command in commands]
+        except TimeoutError:
+            await connection.disconnect(nowait=True)
+            raise Lost(self.address, NO_REPLY, leased.fence) from None
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
             raise lost(self.address, error, leased.fence) from None
@@ -185,7 +189,7 @@ class _Shared:
         waiting = [packet.until for packet in (*self._sent, *self._unsent) if not packet.future.done()]
         if waiting and min(waiting) <= self._loop.time():
             # What stands behind the late one in the connection is late as well; each finds out for itself.
-            late = self.close(Lost(self._lane.address, "its reply did not come in time", self._leased.fence))
+            late = self.close(Lost(self._lane.address, NO_REPLY, self._leased.fence))
             self._tasks.add(self._loop.create_task(late))
         elif waiting:
             self._set_alarm(min(waiting))

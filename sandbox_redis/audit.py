@@ -52,32 +52,32 @@ def _partition(operations: Operations, layout: Keys, partition: int, result: Aud
     def ask(*commands: tuple[Any, ...]) -> Op[list[Any]]:
         return operations.read(layout.events(partition), commands, timeout=timeout)
 
-    def scan(pattern: str) -> Op[list[str]]:
-        found: set[str] = set()
+    def scan(start: str) -> Op[list[bytes]]:
+        found: set[bytes] = set()
         cursor = b"0"
         while True:
-            ((cursor, page),) = yield from ask(("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE))
-            found.update(key.decode() for key in page)
+            ((cursor, page),) = yield from ask(("SCAN", cursor, "MATCH", layout.pattern(start), "COUNT", _PAGE))
+            found.update(page)
             if cursor == b"0":
                 return sorted(found)
 
     head = layout.status_prefix(partition)
     records: dict[str, dict[bytes, bytes]] = {}
-    for key in (yield from scan(f"{head}*")):
+    for key in (yield from scan(head)):
         (reply,) = yield from ask(("HGETALL", key))
-        sandbox_id = key.removeprefix(head)
+        sandbox_id = _text(key).removeprefix(head)
         records[sandbox_id] = pairs(reply) if isinstance(reply, list) else reply
-        result.sandboxes[sandbox_id] = sandbox_from_fields(sandbox_id, key, records[sandbox_id])
+        result.sandboxes[sandbox_id] = sandbox_from_fields(sandbox_id, _text(key), records[sandbox_id])
         if layout.partition(sandbox_id) != partition:
-            result.problems.append(f"{key} is in the wrong partition: {layout.partition(sandbox_id)} is right")
+            result.problems.append(f"{_text(key)} is in the wrong partition: {layout.partition(sandbox_id)} is right")
 
     for name in (b"state", b"node"):
         indexed: set[tuple[str, str]] = set()
         start = layout.state(partition, "") if name == b"state" else layout.node(partition, "")
-        for key in (yield from scan(f"{start}*")):
+        for key in (yield from scan(start)):
             (members,) = yield from ask(("ZRANGE", key, 0, -1))
-            indexed |= {(member.decode(), key.removeprefix(start)) for member in members}
-        expected = {(i, fields[name].decode(errors="replace")) for i, fields in records.items() if fields.get(name)}
+            indexed |= {(_text(member), _text(key).removeprefix(start)) for member in members}
+        expected = {(i, _text(fields[name])) for i, fields in records.items() if fields.get(name)}
         result.problems += [f"the index {start}{value} lacks {i}" for i, value in sorted(expected - indexed)]
         result.problems += [
             f"the index {start}{value} has {i} without reason" for i, value in sorted(indexed - expected)
@@ -100,15 +100,17 @@ def _replay(records: dict[str, dict[bytes, bytes]], events: list[tuple[str, dict
     """Play the events; what they say is what the records must be."""
     last: dict[str, tuple[str, dict[bytes, bytes]]] = {}
     for revision, fields in events:
-        sandbox_id = fields[b"id"].decode()
-        transition = fields[b"transition"].decode()
-        before = fields.get(b"before", b"absent").decode()
-        after = fields.get(b"state", b"absent").decode()
+        sandbox_id = _text(fields.get(b"id", b""))
+        transition = _text(fields.get(b"transition", b""))
+        before = _text(fields.get(b"before", b"absent"))
+        after = _text(fields.get(b"state", b"absent"))
         if sandbox_id in last:
-            known = last[sandbox_id][1].get(b"state", b"absent").decode()
+            known = _text(last[sandbox_id][1].get(b"state", b"absent"))
             if known != before:
                 yield f"event {revision} of {sandbox_id} says it was {before}, the event before it says {known}"
-        allowed = MACHINE.get(transition, {}).get(before, ()) + MACHINE["force_remove"].get(before, ())
+        # A forced removal tells what it did as a stop and a remove.
+        operations = ("remove", "force_remove") if transition == "remove" else (transition,)
+        allowed = {state for operation in operations for state in MACHINE.get(operation, {}).get(before, ())}
         if after not in allowed:
             yield f"event {revision} of {sandbox_id}: {transition} cannot lead from {before} to {after}"
         last[sandbox_id] = revision, fields
@@ -122,12 +124,18 @@ def _replay(records: dict[str, dict[bytes, bytes]], events: list[tuple[str, dict
                 differing.append("revision")
             if differing:
                 yield f"{sandbox_id} differs from its last event {revision} in {', '.join(differing)}"
-    yield from (f"{i} has no event" for i in records if i not in last and not _trimmed(events))
+    oldest = _place(events[0][0]) if events else (0, 0)
+    for sandbox_id, record in records.items():
+        # What was written before the oldest event has lost its own by trimming.
+        if sandbox_id not in last and _place(_text(record.get(b"revision", b""))) >= oldest:
+            yield f"{sandbox_id} has no event"
 
 
-def _trimmed(events: list[tuple[str, dict[bytes, bytes]]]) -> bool:
-    """Whether the stream begins in the middle of a life."""
-    first: dict[bytes, bytes] = {}
-    for _, fields in events:
-        first.setdefault(fields[b"id"], fields.get(b"before", b""))
-    return any(first.values())
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
+
+
+def _place(revision: str) -> tuple[int, int]:
+    """Where a revision stands in its stream; at the very beginning when it cannot be read."""
+    ms, _, seq = revision.partition("-")
+    return (int(ms), int(seq)) if ms.isdigit() and seq.isdigit() else (0, 0)

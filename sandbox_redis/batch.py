@@ -63,7 +63,8 @@ def _added(operation: Callable[Concatenate[Operations, P], Op[T]]) -> Callable[C
     def method(self: Batch, /, *args: P.args, **kwargs: P.kwargs) -> Result[T]:
         result: Result[T] = Result()
         sandbox_id = kwargs.get("sandbox_id", args[0] if args else None)
-        chain = object() if sandbox_id is None else sandbox_id  # one that is still to be named is like no other
+        # One that is still to be named is like no other.
+        chain = sandbox_id if isinstance(sandbox_id, str) else object()
         self._chains.setdefault(chain, []).append((operation(self._operations, *args, **kwargs), result))
         return result
 

@@ -101,7 +101,8 @@ def _address(connection_class: type, arguments: dict[str, Any]) -> str:
 
 def without_password(url: str) -> str:
     """A URL as it may be shown."""
-    return re.sub(r"(//[^/@:]*):[^/]*@", r"\1:***@", url)
+    hidden = re.sub(r"(//[^/@:]*):[^/]*@", r"\1:***@", url)
+    return re.sub(r"(password=)[^&]*", r"\1***", hidden)
 
 
 def refusal(error: RedisError) -> ServerError:

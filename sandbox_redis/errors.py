@@ -17,6 +17,7 @@ The facts are attributes, the message says what to do next, and every error pick
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 
@@ -29,7 +30,16 @@ class SandboxError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The constructors differ, so an error is rebuilt from its message and its facts.
-        return _rebuild, (type(self), self.args, self.__dict__)
+        return _rebuild, (type(self), self.args, {name: _picklable(fact) for name, fact in self.__dict__.items()})
+
+
+def _picklable(fact: Any) -> Any:
+    """What a caller passed in may be anything; where it cannot travel, its repr does."""
+    try:
+        pickle.dumps(fact)
+    except Exception:  # pickling runs the code of whatever it meets
+        return repr(fact)
+    return fact
 
 
 def _rebuild(cls: type[SandboxError], args: tuple[Any, ...], facts: dict[str, Any]) -> SandboxError:

@@ -20,6 +20,7 @@ PAUSE_MAX: Final = 0.25  # seconds; a server that comes back is noticed within t
 CONFLICT_MAX: Final = (
     0.004  # seconds; with longer ones whoever wins goes on winning (measured: 0.1 of the fastest's rate)
 )
+ATTEMPT_MIN: Final = 0.02  # seconds; an attempt with less would end without an answer on a busy machine
 FIND_PAGE: Final = 1000  # events per find call; about 1 ms of server time
 
 _TRANSIENT: Final = frozenset({"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"})
@@ -57,12 +58,13 @@ class Deadline:
     """A point in time by which an operation ends, one way or the other; and the pauses between its attempts until
     then."""
 
-    __slots__ = ("_at", "_clock", "_pause", "_timeout", "attempts")
+    __slots__ = ("_at", "_clock", "_least", "_pause", "_timeout", "attempts")
 
     def __init__(self, timeout: float, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._timeout = timeout
         self._at = clock() + timeout
+        self._least = min(ATTEMPT_MIN, timeout / 2)
         self._pause = PAUSE_FIRST
         self.attempts = 0
         """How many of them failed."""
@@ -75,7 +77,7 @@ class Deadline:
         """Seconds that one attempt may take: half of what is left, so that there is time to find out about it."""
         left = self._at - self._clock()
         # The same number for every first attempt: a socket keeps its timeout from one operation to the next.
-        return self._timeout / 2 if left > self._timeout * 0.9 else max(left / 2, PAUSE_FIRST)
+        return self._timeout / 2 if left > self._timeout * 0.9 else max(left / 2, self._least)
 
     def pause(self, error: SandboxError, longest: float = PAUSE_MAX) -> Op[None]:
         """Wait before the next attempt, or raise `error` when there is no time for one. The pauses grow
@@ -83,7 +85,7 @@ class Deadline:
         self.attempts += 1
         seconds = random.uniform(0, min(self._pause, longest))
         self._pause = min(self._pause * 2, PAUSE_MAX)
-        if self._clock() + seconds >= self._at:
+        if self._clock() + seconds + self._least >= self._at:
             raise error
         yield Sleep(seconds)
 
@@ -170,7 +172,7 @@ class Exchange:
                     if reply.code == "WRONGTYPE":
                         return reply
                     if reply.code == "NOSCRIPT":
-                        yield from self.supply(name, keys[0], deadline, lost)
+                        yield from self.supply(name, keys[1], deadline, lost)
                     else:
                         yield from self.again(deadline, reply, lost)
                 elif lost is None or (reply[0] == b"OK" and reply[1] != b"0"):

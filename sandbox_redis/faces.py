@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from sandbox_redis import checks
+
 
 def annotate(method: Callable[..., Any], form: str) -> None:
     """Let a face of an operation say what it returns itself: ``Op[Sandbox]`` becomes ``Sandbox`` in the given form."""
@@ -22,6 +24,6 @@ def default_url() -> str:
     return os.environ.get("SANDBOX_REDIS_URL") or "redis://127.0.0.1:6379/0"
 
 
-def default_agent() -> str:
-    """Who writes, when the caller does not say: host and process."""
-    return f"{socket.gethostname()}/{os.getpid()}"
+def agent_name(agent: str | None) -> str:
+    """Who writes: what the caller says, or host and process."""
+    return f"{socket.gethostname()}/{os.getpid()}" if agent is None else checks.text("agent", agent, limit=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 
 from sandbox_redis.states import State
@@ -27,6 +28,11 @@ class Keys:
     def status_prefix(self, partition: int) -> str:
         """What the keys of all records of a partition begin with; the id follows."""
         return f"{self.prefix}:{{{partition}}}:status:"
+
+    @staticmethod
+    def pattern(start: str) -> str:
+        """For SCAN: all keys that begin so, whatever their characters mean in a pattern."""
+        return re.sub(r"([*?\[\]\\^])", r"\\\1", start) + "*"
 
     def state(self, partition: int, state: State | str) -> str:
         """Sorted set, all scores 0: the ids in one state."""

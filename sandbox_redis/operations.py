@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sandbox_redis import checks
-from sandbox_redis.errors import InvalidArgumentError, NotFoundError
+from sandbox_redis.errors import InvalidArgumentError, NotFoundError, TransitionError
 from sandbox_redis.record import (
     Metadata,
     Sandbox,
@@ -96,6 +96,8 @@ class Operations(Session):
             SchemaError, StoreUnavailableError: as for `get`.
         """
         deadline = self.deadline(timeout)
+        if isinstance(states, str) or not isinstance(states, Iterable | None):
+            raise InvalidArgumentError("states", states, "some states are needed, or None")
         wanted = [State.READY, State.NOTREADY, State.UNKNOWN] if states is None else list(states)
         for state in wanted:
             if not isinstance(state, State):
@@ -114,7 +116,10 @@ class Operations(Session):
             if any(isinstance(reply, ServerError) for reply in replies):
                 yield from self.wrong_type(tuple(names), deadline, (b"zset",) * len(names))
             ids = {member for reply in replies[: len(wanted)] for member in reply}
-            found += [member.decode() for member in (ids if node is None else ids.intersection(replies[-1]))]
+            found += [
+                member.decode(errors="backslashreplace")
+                for member in (ids if node is None else ids.intersection(replies[-1]))
+            ]
         return sorted(found)
 
     # -- creating
@@ -235,7 +240,17 @@ class Operations(Session):
             args: tuple[Any, ...] = ("", "")
         else:
             args = _exit_fields(exit_status, exited_at_ns)
-        return (yield from self._change("stop", sandbox_id, args, timeout))
+        try:
+            return (yield from self._change("stop", sandbox_id, (*args, ""), timeout))
+        except TransitionError:
+            # INIT by its state, but a record that cannot be read is UNKNOWN, which only Python can tell.
+            key = (yield from self.layout(timeout=timeout)).status(sandbox_id)
+            (reply,) = yield from self.read(key, (("HGETALL", key),), timeout=timeout)
+            fields = hash_reply(reply)
+            if not fields or sandbox_from_fields(sandbox_id, key, fields).problem is None:
+                raise
+            unreadable = fields.get(b"revision", b"none")
+            return (yield from self._change("stop", sandbox_id, (*args, unreadable), timeout))
 
     def exit(
         self, sandbox_id: str, *, exit_status: int, exited_at_ns: int | None = None, timeout: float | None = None

@@ -19,7 +19,8 @@ TIMEOUT: Final = 5.0  # seconds
 EVENTS_MAXLEN: Final = 100_000  # events in each partition
 PARTITIONS_MAX: Final = 16_384  # as many as a cluster has slots; more would share them
 FLOOR_AGE: Final = 10.0  # seconds; 100,000 events, which a partition keeps, are not written in this time
-_TYPES: Final = (b"hash", b"stream", b"zset", b"zset", b"zset", b"zset")  # of what Keys.change gives
+_TYPES: Final = (b"hash", b"stream", b"zset", b"zset", b"zset", b"zset", b"zset")  # of Keys.change, and a node's index
+_ADDING: Final = frozenset({"create", "load"})  # they know the node
 _NODES: Final = frozenset({"create", "load", "fail_start", "remove"})  # their scripts write the index of a node, too
 
 
@@ -30,7 +31,7 @@ class Session:
         self, address: str, *, prefix: str, agent: str, timeout: float, partitions: int, events_maxlen: int
     ) -> None:
         self.prefix = checks.prefix(prefix)
-        self.agent = checks.text("agent", agent, limit=256)
+        self.agent = agent
         self.timeout = checks.seconds("timeout", timeout)
         self._partitions = checks.integer("partitions", partitions, 1, PARTITIONS_MAX)
         self.maxlen = checks.integer("events_maxlen", events_maxlen, 1, checks.INT64_MAX)
@@ -71,16 +72,20 @@ class Session:
             reply = reply if isinstance(reply, ServerError) else reply[1:]
         if isinstance(reply, ServerError):
             yield from self.wrong_type((key,), deadline)
+        schema, *settings = reply
+        if schema is not None and schema.isdigit() and int(schema) > SCHEMA:
+            newer = f"has schema {int(schema)}, this release knows {SCHEMA}: upgrade sandbox-redis"
+            raise SchemaError(key, newer)
         try:
-            schema, partitions, maxlen = (int(value) for value in reply)
-            if schema <= SCHEMA:
-                self.maxlen = checks.integer("events_maxlen", maxlen, 1, checks.INT64_MAX)
-                self._keys = keys.Keys(self.prefix, checks.integer("partitions", partitions, 1, PARTITIONS_MAX))
+            partitions, maxlen = (int(value) for value in settings)
+            if int(schema) != SCHEMA:
+                raise ValueError(schema)
+            layout = keys.Keys(self.prefix, checks.integer("partitions", partitions, 1, PARTITIONS_MAX))
+            self.maxlen = checks.integer("events_maxlen", maxlen, 1, checks.INT64_MAX)
         except (TypeError, ValueError):
             names = dict(zip(("schema", "partitions", "events_maxlen"), reply, strict=False))
             raise SchemaError(key, f"does not say how the store is laid out: {names}; restore it") from None
-        if schema > SCHEMA or self._keys is None:
-            raise SchemaError(key, f"has schema {schema}, this release knows {SCHEMA}: upgrade sandbox-redis")
+        self._keys = layout
         return self._keys
 
     def trace(self, layout: keys.Keys, sandbox_id: str, names: tuple[str, ...], deadline: Deadline) -> Op[Trace]:
@@ -108,7 +113,11 @@ class Session:
         whole = (sandbox_id, self.agent, trace.request, self.maxlen, *args)
         reply = yield from self.exchange.write(operation, names, whole, trace, deadline)
         if isinstance(reply, ServerError):
-            yield from self.wrong_type(names, deadline)
+            node = args[1] if operation in _ADDING else None
+            if node is None:
+                (found,) = yield from self.exchange.ask(names[0], (("HGET", names[0], "node"),), deadline)
+                node = found.decode(errors="replace") if isinstance(found, bytes) else ""
+            yield from self.wrong_type((*names, layout.node(layout.partition(sandbox_id), node)), deadline)
         return names[0], reply, trace
 
     def sandbox(self, operation: str, sandbox_id: str, key: str, reply: Any, trace: Trace | None = None) -> Sandbox:
@@ -149,4 +158,4 @@ class Session:
             if found not in (want, b"none"):
                 rule = f"holds a {found.decode()} where a {want.decode()} belongs: rename or delete it"
                 raise SchemaError(name, f"{rule}; nothing was changed")
-        raise SchemaError(names[0], "or the index of its node is of the wrong type; nothing was changed")
+        raise SchemaError(names[0], "or one beside it was of the wrong type, and is not any more: try again")

@@ -26,6 +26,8 @@ UpdateFunc = Callable[[Status], Status]
 def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Deadline) -> Op[Sandbox]:
     """Replace the status of a sandbox by what `fn` makes of it; see `Operations.update`."""
     checks.sandbox_id(sandbox_id)
+    if not callable(fn):
+        raise InvalidArgumentError("fn", fn, "a function from Status to Status is needed")
     layout = yield from session.open(deadline)
     names = layout.change(sandbox_id)
     trace = yield from session.trace(layout, sandbox_id, names, deadline)
@@ -34,12 +36,12 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
     while True:
         writing = False
         try:
-            _, reply = yield Send(key, (("WATCH", key), ("HGETALL", key)), deadline.share(), Lease.TAKE)
-            if isinstance(reply, ServerError):
+            watched, reply = yield Send(key, (("WATCH", key), ("HGETALL", key)), deadline.share(), Lease.TAKE)
+            if trouble := _first_error(watched, reply):
                 yield from _unwatch(key, deadline)
-                if reply.code == "WRONGTYPE":
+                if trouble.code == "WRONGTYPE":
                     yield from session.wrong_type((key,), deadline)
-                yield from session.exchange.again(deadline, reply, lost)
+                yield from session.exchange.again(deadline, trouble, lost)
                 continue
             if lost and (found := (yield from session.exchange.find(trace, deadline, Lease.KEEP))):
                 yield from _unwatch(key, deadline)
@@ -59,17 +61,19 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
             args = (sandbox_id, session.agent, trace.request, session.maxlen, *fields)
             commands = (("MULTI",), evalsha("update", names, args), ("EXEC",))
             writing = True
-            _, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST)
+            multi, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST)
             writing = False
-            if isinstance(replies, ServerError):  # EXECABORT: the script was not even queued
-                yield from session.exchange.again(deadline, queued, lost)
+            if isinstance(multi, ServerError) and not isinstance(queued, ServerError):
+                raise trace.unknown(f"MULTI was refused, and the script ran without it: {multi.message}")
+            if trouble := _first_error(multi, queued, replies):
+                yield from session.exchange.again(deadline, trouble, lost)
             elif replies is None:
                 error = lost or ConflictError(sandbox_id, deadline.attempts + 1)
                 yield from deadline.pause(error, CONFLICT_MAX)
             elif not isinstance(replies[0], ServerError):
                 return session.sandbox("update", sandbox_id, key, replies[0], trace)
             elif replies[0].code == "NOSCRIPT":
-                yield from session.exchange.supply("update", key, deadline, lost)
+                yield from session.exchange.supply("update", names[1], deadline, lost)
             elif replies[0].code == "WRONGTYPE":
                 yield from session.wrong_type(names, deadline)
             else:
@@ -78,6 +82,10 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
             if writing and isinstance(failure, Lost):
                 lost = trace.lost(failure)
             yield from session.exchange.again(deadline, failure, lost)
+
+
+def _first_error(*replies: Any) -> ServerError | None:
+    return next((reply for reply in replies if isinstance(reply, ServerError)), None)
 
 
 def _unwatch(key: str, deadline: Deadline) -> Op[None]:

@@ -45,7 +45,7 @@ end
 
 -- move: write `status`, which was in the state `before`, with its index entry and its event.
 local function move(record, events, indexes, maxlen, id, transition, before, status, by, request)
-  if before ~= status.state then
+  if status.stored ~= status.state then
     leave(indexes, before, id)
     redis.call("ZADD", indexes[status.state], 0, id)
   end

@@ -10,7 +10,7 @@ local function read(record)
     return nil
   end
   return {
-    state = KNOWN[field[1]] and field[1] or "UNKNOWN",
+    stored = field[1], state = KNOWN[field[1]] and field[1] or "UNKNOWN",
     pid = field[2], created_at = field[3], exited_at = field[4], exit_status = field[5],
     node = field[6] or "", epoch = field[7], request = field[8],
   }
