@@ -35,6 +35,7 @@ if not after then
   return { "TRANSITION", status.state }
 end
 probe(events, nodes .. status.node)
+permit("DEL", record)
 
 if after == "NOTREADY" then
   probe(events, indexes.NOTREADY)

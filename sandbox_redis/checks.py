@@ -36,8 +36,10 @@ def node(value: str) -> str:
 
 def prefix(value: str) -> str:
     """What every key of a store begins with. Braces would be taken for a hash tag."""
-    if not isinstance(value, str) or not _PREFIX(value):
-        raise InvalidArgumentError("prefix", value, "1 to 128 characters without braces, white space and control codes")
+    if not isinstance(value, str) or not _PREFIX(value) or not value.isprintable():
+        raise InvalidArgumentError(
+            "prefix", value, "1 to 128 characters without braces, white space and what cannot be printed"
+        )
     return value
 
 

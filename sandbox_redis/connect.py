@@ -11,6 +11,7 @@ import re
 import socket
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -69,8 +70,15 @@ def endpoint(source: Any, *, agent: str, asyncio: bool) -> Endpoint:
             raise InvalidArgumentError("url", without_password(source), f"it must begin with one of {known}")
         try:
             pool = library.ConnectionPool.from_url(source)
-        except ValueError as error:
-            raise InvalidArgumentError("url", without_password(source), str(error)) from None
+            pool.connection_class(**pool.connection_kwargs)  # finds what it does not know in the query
+            parsed = urlsplit(source)
+            (parsed.hostname or "").encode("idna")
+            if parsed.scheme != "unix" and not re.fullmatch(r"/?\d*", parsed.path):
+                raise ValueError("the path is the number of a database")
+        except (AttributeError, TypeError, ValueError) as error:
+            secret = re.search(r"//[^/]*:[^@]*@", source) is not None
+            reason = "a password's special characters must be written as %40 and the like" if secret else str(error)
+            raise InvalidArgumentError("url", without_password(source), reason) from None
     else:
         if not isinstance(source, library.Redis):
             wanted = f"{library.__name__}.Redis"
@@ -101,7 +109,7 @@ def _address(connection_class: type, arguments: dict[str, Any]) -> str:
 
 def without_password(url: str) -> str:
     """A URL as it may be shown."""
-    hidden = re.sub(r"(//[^/@:]*):[^/]*@", r"\1:***@", url)
+    hidden = re.sub(r"(//[^/@:]*):.*@", r"\1:***@", url)
     return re.sub(r"(password=)[^&]*", r"\1***", hidden)
 
 

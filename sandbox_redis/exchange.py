@@ -34,6 +34,7 @@ _REASONS: Final = {
     "NOAUTH": ("it asks for a password", "give one in the URL: redis://:password@host"),
     "WRONGPASS": ("it does not accept the user name or password", "correct them in the URL"),
     "NOPERM": ("its ACL does not permit this user the command or key", "log in as another user or change the ACL"),
+    "MASTERDOWN": ("it is a replica without its master", "connect to the master, or mend the replication"),
     "UNREACHABLE": ("", "check that a server runs there and that the address is right"),
 }
 
@@ -58,7 +59,7 @@ class Deadline:
     """A point in time by which an operation ends, one way or the other; and the pauses between its attempts until
     then."""
 
-    __slots__ = ("_at", "_clock", "_least", "_pause", "_timeout", "attempts")
+    __slots__ = ("_at", "_clock", "_least", "_pause", "_timeout", "attempts", "said")
 
     def __init__(self, timeout: float, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -68,6 +69,8 @@ class Deadline:
         self._pause = PAUSE_FIRST
         self.attempts = 0
         """How many of them failed."""
+        self.said: SandboxError | None = None
+        """What the server said of itself at last."""
 
     def passed(self) -> bool:
         """Whether it is over."""
@@ -96,10 +99,6 @@ class Exchange:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def problem(self, error: ServerError) -> SandboxError:
-        """The error for a refusal by the server itself."""
-        return unavailable(self.address, error.code, error.message)
-
     def ask(self, key: str, commands: tuple[Command, ...], deadline: Deadline, *, share: bool = False) -> Op[list[Any]]:
         """Send what can be sent twice without harm, until it is answered. Raises the first error that waiting does not
         mend, but leaves NOSCRIPT and WRONGTYPE to the caller, as a reply."""
@@ -119,9 +118,12 @@ class Exchange:
     ) -> Op[None]:
         """Pause before another attempt, or raise what `cause` means; `lost`, where an earlier reply was lost."""
         if isinstance(cause, ServerError):
-            error, hopeless = self.problem(cause), cause.code not in _TRANSIENT
+            error = deadline.said = unavailable(self.address, cause.code, cause.message)
+            hopeless = cause.code not in _TRANSIENT
         else:
             error = unavailable(cause.address, cause.code, cause.reason)
+            if cause.code == "UNREACHABLE" and deadline.said is not None:
+                error = deadline.said  # what the server said before tells more than that it does not answer now
             hopeless = isinstance(cause, Unsent) and cause.hopeless and lost is None
         if hopeless:
             raise lost or error

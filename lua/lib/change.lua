@@ -8,6 +8,13 @@ local function probe(events, index)
   redis.call("ZCARD", index)
 end
 
+-- permit: fail on a command that this user may not send before anything is written, for the same reason.
+local function permit(...)
+  if redis.acl_check_cmd and not redis.acl_check_cmd(...) then
+    redis.call(...)
+  end
+end
+
 -- leave: take an id out of the index of its state; where it is not there, out of whichever index has it.
 local function leave(indexes, state, id)
   if redis.call("ZREM", indexes[state], id) == 0 then
@@ -45,7 +52,13 @@ end
 
 -- move: write `status`, which was in the state `before`, with its index entry and its event.
 local function move(record, events, indexes, maxlen, id, transition, before, status, by, request)
+  permit("XADD", events, "*", "id", id)
+  permit("HSET", record, "state", status.state)
+  if status.exited_at == "" or status.created_at == "" then
+    permit("HDEL", record, "exited_at")
+  end
   if status.stored ~= status.state then
+    permit("ZADD", indexes[status.state], 0, id)
     leave(indexes, before, id)
     redis.call("ZADD", indexes[status.state], 0, id)
   end
@@ -65,6 +78,8 @@ end
 
 -- erase: delete a record with its index entries, and append the event that says so.
 local function erase(record, events, indexes, nodes, maxlen, id, transition, status, by, request)
+  permit("XADD", events, "*", "id", id)
+  permit("DEL", record)
   leave(indexes, status.state, id)
   if status.node ~= "" then
     redis.call("ZREM", nodes .. status.node, id)
@@ -76,6 +91,8 @@ end
 -- insert: write a record that was not there, with its index entries and its event. `metadata` is a flat list of
 -- fields and values.
 local function insert(record, events, indexes, nodes, maxlen, id, transition, status, by, request, metadata)
+  permit("XADD", events, "*", "id", id)
+  permit("HSET", record, "state", status.state)
   redis.call("ZADD", indexes[status.state], 0, id)
   if status.node ~= "" then
     redis.call("ZADD", nodes .. status.node, 0, id)

@@ -1,0 +1,140 @@
+"""The frame of the command line: which commands there are, what may stand before them, and how a command line ends.
+What the commands do stands in the other modules.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from sandbox_redis import __version__
+from sandbox_redis.cli import creating, key, machine, programs, records
+from sandbox_redis.cli.options import Form, Where, expanded
+from sandbox_redis.cli.statuses import PROGRAM, ExitStatus, complain, complain_of, describe
+
+Entry = tuple[str, Callable[..., None], tuple[str, ...]]
+
+SANDBOXES: Final[tuple[Entry, ...]] = (
+    ("create", creating.create, ("ID=$(sandbox-redis create --name web-0 --node node-1 --label app=web)",)),
+    ("load", creating.load, ("sandbox-redis load web-0 --state READY --pid 4242 --node node-1",)),
+    ("get", records.get, ("sandbox-redis get web-0", "sandbox-redis get web-0 --json | jq .metadata.labels")),
+    ("ls", records.ls, ("sandbox-redis ls --node node-1 --state UNKNOWN", "sandbox-redis ls | awk '{print $1, $4}'")),
+    ("start", records.start, ("sandbox-redis start web-0 --pid 4242",)),
+    ("fail-start", records.fail_start, ("sandbox-redis fail-start web-0",)),
+    ("port-forward", records.port_forward, ("sandbox-redis port-forward web-0 && socat ...",)),
+    ("stop", records.stop, ("sandbox-redis stop web-0 web-1",)),
+    ("exit", records.exit_, ("sandbox-redis exit web-0 --exit-status 137",)),
+    ("rm", records.rm, ("sandbox-redis rm web-0", "sandbox-redis rm --force $(sandbox-redis ls -q --node node-1)")),
+)
+INSIGHT: Final[tuple[Entry, ...]] = (
+    ("key", key.key, ("sandbox-redis key web-0", 'eval "$(sandbox-redis key web-0 | tail -1)"')),
+    ("states", machine.states, ("sandbox-redis states", "sandbox-redis states --format dot | dot -Tsvg > states.svg")),
+)
+PROGRAMS: Final[tuple[Entry, ...]] = (
+    ("serve", programs.serve, ("sandbox-redis serve", "sandbox-redis serve --memory --socket /run/sandbox.sock")),
+    ("run", programs.run, ("sandbox-redis run --name job-7 --rm -- python job.py --fast",)),
+    ("demo", programs.demo, ("sandbox-redis demo", "sandbox-redis demo --agents 5 --seconds 30")),
+)
+
+_STATUSES: Final = """\b
+Exit statuses:
+  0  ok
+  1  refused: no such sandbox, there is one already, no such move, or others were faster
+  2  wrong usage; nothing was sent
+  3  the store is unavailable, or holds what cannot be read
+  4  the write may or may not have happened: look before you write again
+With several sandboxes it is the highest of theirs; 130 after Ctrl-C."""
+
+
+def _build() -> typer.Typer:
+    built = typer.Typer(name=PROGRAM, pretty_exceptions_enable=False)
+    built.callback(invoke_without_command=True, help=_flowing(_frame), epilog=_STATUSES)(expanded(_frame))
+    for panel, entries in (("Sandboxes", SANDBOXES), ("Insight", INSIGHT), ("Programs", PROGRAMS)):
+        for name, command, examples in entries:
+            own_options = {"allow_interspersed_args": False} if name == "run" else None  # the rest is the command's
+            epilog = "\n  ".join(["\b\nExamples:", *examples])
+            built.command(
+                name, help=_flowing(command), epilog=epilog, context_settings=own_options, rich_help_panel=panel
+            )(expanded(command))
+    return built
+
+
+def _flowing(command: Callable[..., None]) -> str:
+    """Its docstring, each paragraph in one line: the help breaks lines where the terminal ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
+
+
+def _frame(
+    context: typer.Context,
+    where: Where,  # noqa: ARG001 - commands read what stands before them by themselves
+    form: Form,  # noqa: ARG001
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """The status of sandboxes, shared through Redis.
+
+    The commands tell and ask what state a sandbox is in; only run starts something. The options that stand here may
+    stand behind a command as well.
+    """
+    if version:
+        print(PROGRAM, __version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(ExitStatus.USAGE)
+
+
+app: Final = _build()
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line to its end, and return its exit status. Nothing is raised, whatever happens."""
+    with suppress(AttributeError):  # what the encoding of the output lacks is escaped; None and tests have no such
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        status = _invoke(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has gone, and wants no word of it
+        _abandon_output()
+        return ExitStatus.BROKEN_PIPE
+    except OSError as error:
+        _abandon_output()
+        complain(describe(error))
+        return ExitStatus.INPUT_OUTPUT
+    return status
+
+
+def _invoke(arguments: Sequence[str] | None) -> int:
+    app.rich_markup_mode = "rich" if sys.stdout is not None and sys.stdout.isatty() else None  # of the help
+    try:
+        return int(typer.main.get_command(app).main(args=arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Typer makes an ordinary failure of it
+            raise end.__context__ from None
+        return int(end.code or 0)  # completion ends so
+    except typer.TyperException as error:
+        return _usage(error)
+    except OSError:
+        raise
+    except Exception as error:  # the last place where one line can be made of it
+        return complain_of([error])
+
+
+def _usage(error: typer.TyperException) -> ExitStatus:
+    context = getattr(error, "ctx", None)
+    message = error.format_message().rstrip(".").replace("Value error, ", "")
+    complain(f"{message[:1].lower()}{message[1:]} (see '{context.command_path if context else PROGRAM} --help')")
+    return ExitStatus.USAGE
+
+
+def _abandon_output() -> None:
+    """Let nobody flush standard output again: Python would complain of it at its end."""
+    with suppress(OSError, ValueError, AttributeError), Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())

@@ -1,0 +1,110 @@
+"""The commands that run something: a server, a command in a sandbox of its own, the demo. Here are only their options;
+what they do is imported when they are called.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sandbox_redis.cli.options import Described, Where
+from sandbox_redis.errors import InvalidArgumentError
+
+DEFAULT_PORT = 6379
+"""Where the default URL looks."""
+
+
+def serve(
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where it keeps its data; else sandbox-redis under XDG_DATA_HOME or ~/.local/share.",
+            metavar="DIR",
+            file_okay=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help=f"The port on 127.0.0.1, 0 for any that is free; else {DEFAULT_PORT}.", min=0, max=65535),
+    ] = None,
+    socket_path: Annotated[
+        Path | None,
+        typer.Option("--socket", help="Listen on a unix socket, and on no port.", metavar="PATH", dir_okay=False),
+    ] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Keep nothing on disk.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
+) -> None:
+    """Run a server on this host, until Ctrl-C."""
+    from sandbox_redis.cli.serve import serve as run_server
+
+    if port is not None and socket_path is not None:
+        raise InvalidArgumentError("--socket", str(socket_path), "the server listens there or on --port, not on both")
+    if memory and data is not None:
+        raise InvalidArgumentError("--data", str(data), "with --memory nothing is kept")
+    raise typer.Exit(run_server(data=data, port=port, socket_path=socket_path, memory=memory, quiet=quiet))
+
+
+def data_directory() -> Path:
+    """Where a server keeps its data by default: the place of the XDG specification."""
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".local" / "share") / "sandbox-redis"
+
+
+def run(
+    where: Where,
+    described: Described,
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="What to run, and its arguments.")],
+    *,
+    sandbox_id: Annotated[
+        str | None, typer.Option("--id", help="The id of its sandbox; else 64 random hex digits.", metavar="ID")
+    ] = None,
+    node: Annotated[str, typer.Option(help="The node that it is on.", metavar="NODE")] = "",
+    rm: Annotated[bool, typer.Option("--rm", help="Remove the sandbox when the command has ended.")] = False,
+    give_up: Annotated[
+        float,
+        typer.Option(help="How long to try to record what happened, with the store away.", metavar="SECONDS"),
+    ] = 60.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside the command.")] = False,
+) -> None:
+    """Run a command, and record it as a sandbox.
+
+    It is created, started, and its exit recorded; the exit status is the command's.
+    """
+    from sandbox_redis.cli.run import run as run_command
+
+    with where.store() as store:
+        status = run_command(
+            store,
+            command=command,
+            sandbox_id=sandbox_id,
+            node=node,
+            metadata=described.metadata(),
+            rm=rm,
+            give_up=give_up,
+            quiet=quiet,
+        )
+    raise typer.Exit(status)
+
+
+def demo(
+    where: Where,
+    *,
+    agents: Annotated[int, typer.Option(help="How many node agents; each is a process.", min=1)] = 3,
+    sandboxes: Annotated[int, typer.Option(help="How many sandboxes run at a time.", min=1)] = 12,
+    seconds: Annotated[float, typer.Option(help="How long.")] = 10.0,
+    seed: Annotated[int | None, typer.Option(help="Of what is random, to have the same choices again.")] = None,
+) -> None:
+    """Watch node agents at work, and check them.
+
+    One of them is killed on the way, and at the end everything is checked.
+
+    It runs on a server of its own, or on the one that --url names, under a prefix of its own. SANDBOX_REDIS_URL does
+    not count here.
+    """
+    from sandbox_redis.cli.demo import demo as play
+
+    raise typer.Exit(play(url=where.url, agents=agents, sandboxes=sandboxes, seconds=seconds, seed=seed))
