@@ -38,13 +38,17 @@ local function token_of(fields)
   end
 end
 
-if redis.call("HGET", record, "request") == request then
+local mark = redis.call("HMGET", record, "request", "revision")
+if mark[1] == request then
   return { "CURRENT", redis.call("HGETALL", record) }
 end
 
 local last = redis.call("XREVRANGE", events, "+", "-", "COUNT", 1)[1]
 if floor ~= "0-0" and not (last and not later(floor, last[1])) then
   return { "ROLLED_BACK" }
+end
+if mark[2] and string.find(mark[2], "^%d+-%d+$") and not later(mark[2], floor) then
+  return { "NONE" } -- nothing has changed it since
 end
 local entries = redis.call("XREVRANGE", events, newest, "(" .. floor, "COUNT", page)
 for _, entry in ipairs(entries) do

@@ -36,6 +36,7 @@ if not after then
 end
 probe(events, nodes .. status.node)
 permit("DEL", record)
+permit("ZREM", nodes .. status.node, id)
 
 if after == "NOTREADY" then
   probe(events, indexes.NOTREADY)

@@ -72,6 +72,7 @@ class AsyncSandboxStore:
             events_maxlen=events_maxlen,
         )
         self._lane = AsyncLane(target)
+        self._lane.on_return = self._operations.forget
 
     @classmethod
     def from_url(

@@ -27,6 +27,9 @@ class AsyncLane:
         self.endpoint = endpoint
         self.address = endpoint.address
         self._reached = False
+        self._broken = False
+        self.on_return: Callable[[], None] = lambda: None
+        """As `Lane.on_return`."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _here(self) -> None:
@@ -56,8 +59,19 @@ class AsyncLane:
             async with asyncio.timeout(timeout):
                 await self._leases.acquire()
         except TimeoutError:
-            raise Unsent(self.address, f"all {LEASES_MAX} connections for transactions were busy", "BUSY") from None
-        return self._idle.pop() if self._idle else AsyncLeased(self.endpoint.connection())
+            raise Unsent(self.address, f"all {LEASES_MAX} connections for transactions stayed busy") from None
+        if not self._idle:
+            return AsyncLeased(self.endpoint.connection())
+        leased = self._idle.pop()
+        if leased.connection.is_connected:
+            try:
+                closed = await leased.connection.can_read()
+            except (RedisError, OSError):
+                closed = True
+            if closed:
+                await leased.connection.disconnect(nowait=True)
+                self._broken = True
+        return leased
 
     def give_back(self, leased: AsyncLeased) -> None:
         """End a lease; what the connection was asked has been answered, or it is closed."""
@@ -78,9 +92,11 @@ class AsyncLane:
                 return [await read(connection, command) for command in commands]
         except TimeoutError:
             await connection.disconnect(nowait=True)
+            self._broken = True
             raise Lost(self.address, NO_REPLY, leased.fence) from None
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
+            self._broken = True
             raise lost(self.address, error, leased.fence) from None
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -105,18 +121,30 @@ class AsyncLane:
                 replies = [await read(connection, command) for command in greeting if connection.is_connected]
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
+            self._broken = True
             raise unsent(self.address, error, reached=self._reached) from None
         leased.fence = fence(self.address, replies)
         self._reached = True
+        if self._broken:
+            self._broken = False
+            self.on_return()
+
+    def failed(self) -> None:
+        """A connection failed."""
+        self._broken = True
 
     async def close(self) -> None:
-        """Close the shared connection and the idle ones."""
+        """Close the shared connection and the idle ones; who waits for the shared one connects again."""
         self._here()
         if self._shared is not None:
             await self._shared.close(Unsent(self.address, "the store was closed"))
             self._shared = None
+        await self.close_idle()
+
+    async def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
         while self._idle:
-            await self._idle.pop().connection.disconnect()
+            await self._idle.pop().connection.disconnect(nowait=True)
 
 
 def pack(commands: Iterable[Command]) -> tuple[bytes]:
@@ -132,7 +160,7 @@ async def read(connection: Any, command: Command) -> Any:
         if not is_refusal(error):
             raise
         return refusal(error)
-    if command[0] == "EXEC" and reply:
+    if command and command[0] == "EXEC" and reply:
         return [refusal(item) if isinstance(item, RedisError) else item for item in reply]
     return reply
 
@@ -165,7 +193,7 @@ class _Shared:
         self._unsent: list[_Packet] = []
         self._sent: deque[_Packet] = deque()
         self._to_send = asyncio.Event()
-        self._to_read = asyncio.Event()
+        self._connected = asyncio.Event()
         self._tasks = {self._loop.create_task(self._run(work)) for work in (self._write, self._read)}
         # One alarm for all packets: a timeout of its own for each would cost more than its reply (5 us).
         self._alarm: asyncio.TimerHandle | None = None
@@ -199,6 +227,7 @@ class _Shared:
         if self.failure is not None:
             return
         self.failure = failure
+        self._lane.failed()
         unsent = failure if isinstance(failure, Unsent) else Unsent(failure.address, failure.reason)
         for packets, error in (
             (self._sent, Lost(failure.address, failure.reason, self._leased.fence)),
@@ -222,28 +251,34 @@ class _Shared:
             failure = error
         except (RedisError, OSError) as error:
             failure = lost(self._lane.address, error, self._leased.fence)
+        except asyncio.CancelledError:
+            if self.failure is None:  # the event loop ends, and nobody has closed the store
+                await self._lane.close_idle()
+            raise
         finally:
             await self.close(failure)
 
     async def _write(self) -> None:
         await self._lane.connect(self._leased, CONNECT_MAX)
+        self._connected.set()
         while True:
             await self._to_send.wait()
             self._to_send.clear()
             packets = [packet for packet in self._unsent if not packet.future.cancelled()]
             self._unsent = []
             self._sent.extend(packets)
-            self._to_read.set()
             packed = pack(command for packet in packets for command in packet.commands)
             await self._leased.connection.send_packed_command(packed, check_health=False)
 
     async def _read(self) -> None:
+        # It reads also while nothing is expected, and so notices at once when the server closes an idle connection.
+        await self._connected.wait()
         while True:
-            while not self._sent:
-                self._to_read.clear()
-                await self._to_read.wait()
+            first = await read(self._leased.connection, self._sent[0].commands[0] if self._sent else ())
+            if not self._sent:
+                raise OSError(f"the server said what nobody asked for: {first!r}")
             packet = self._sent[0]
-            replies = [await read(self._leased.connection, command) for command in packet.commands]
+            replies = [first, *[await read(self._leased.connection, command) for command in packet.commands[1:]]]
             self._sent.popleft()
             if not packet.future.done():  # the task that asked may have been cancelled
                 packet.future.set_result(replies)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import wraps
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
-from sandbox_redis.errors import SandboxError
+from sandbox_redis.errors import SandboxError, StoreUnavailableError
 from sandbox_redis.faces import annotate
 from sandbox_redis.operations import Operations
-from sandbox_redis.wire import Failure, Lease, Op, Request, Send, SendAll, Sleep
+from sandbox_redis.wire import TRANSIENT, Failure, Lease, Op, Request, Send, SendAll, Sleep
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -100,17 +101,37 @@ class Batch:
         """Everything that was added, as one operation."""
         chains = list(self._chains.values())
         self._chains = {}
+        gone = _Gone()
         for first in range(0, len(chains), SLICE):
-            yield from _in_step([_Player(chain) for chain in chains[first : first + SLICE]])
+            self._operations.forget_floors()  # a fresh one for each slice keeps a search for lost writes short
+            yield from _in_step([_Player(chain, gone) for chain in chains[first : first + SLICE]], gone)
+
+
+class _Gone:
+    """Whether an operation of a batch has waited for the server in vain. What has not begun by then does not begin: it
+    would wait as long again."""
+
+    def __init__(self) -> None:
+        self._error: StoreUnavailableError | None = None
+
+    def look(self, error: Exception) -> None:
+        """Note what an operation ended with."""
+        if isinstance(error, StoreUnavailableError) and error.code in TRANSIENT:
+            self._error = error
+
+    def error(self) -> StoreUnavailableError | None:
+        """What an operation that has not begun ends with; None while the server answers."""
+        return copy(self._error)
 
 
 class _Player:
     """Plays the operations on one sandbox, one after the other; `request` is what the present one waits for."""
 
-    __slots__ = ("_begun", "_op", "_rest", "_result", "request")
+    __slots__ = ("_begun", "_gone", "_op", "_rest", "_result", "request")
 
-    def __init__(self, chain: list[tuple[Op[Any], Result[Any]]]) -> None:
+    def __init__(self, chain: list[tuple[Op[Any], Result[Any]]], gone: _Gone) -> None:
         self._rest = iter(chain)
+        self._gone = gone
         self._op, self._result = next(self._rest)
         self._begun = False
         self.request: Request | None = None
@@ -129,12 +150,15 @@ class _Player:
         """Go on with a reply or a failure, until there is something to wait for or nothing left."""
         while True:
             try:
-                self.request = self._op.throw(reply) if isinstance(reply, Failure) else self._op.send(reply)
+                if reply is None and (error := self._gone.error()):
+                    reply = error
+                self.request = self._op.throw(reply) if isinstance(reply, Exception) else self._op.send(reply)
                 return  # noqa: TRY300 - an else would stand far behind
             except StopIteration as stop:
                 self._result.settle(stop.value, None)
             except Exception as error:  # whatever an operation raises, an update function too, is its result
                 self._result.settle(None, error)
+                self._gone.look(error)
             if (following := next(self._rest, None)) is None:
                 self.request = None
                 return
@@ -171,10 +195,10 @@ class _Round:
     def deliver(self, reply: list[Any] | Failure) -> None:
         """Hand out the next replies."""
         for player in self._waiting.popleft():
-            player.advance(reply)
+            player.advance(copy(reply) if isinstance(reply, Failure) else reply)  # a traceback of its own for each
 
 
-def _in_step(players: list[_Player]) -> Op[None]:
+def _in_step(players: list[_Player], gone: _Gone) -> Op[None]:
     while True:
         this = _Round([player for player in players if player.sends_plainly()])
         sleepers = [player for player in players if isinstance(player.request, Sleep)]
@@ -185,7 +209,10 @@ def _in_step(players: list[_Player]) -> Op[None]:
             for player in sleepers:
                 player.advance(None)
         elif alone := next((player for player in players if player.request is not None), None):
-            yield from _to_its_end(alone)
+            if error := gone.error():
+                alone.advance(error)
+            else:
+                yield from _to_its_end(alone)
         else:
             return
 

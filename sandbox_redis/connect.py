@@ -9,17 +9,17 @@ from __future__ import annotations
 import errno
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+from redis.exceptions import RedisError
 
 from sandbox_redis.errors import InvalidArgumentError
-from sandbox_redis.wire import Command, Lost, ServerError, Unsent
+from sandbox_redis.wire import TRANSIENT, Command, Lost, ServerError, Unsent
 
 SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
@@ -37,6 +37,9 @@ _DROPPED: Final = (
     "orig_socket_connect_timeout",
     "himport_registry",
 )
+# Said in other words, or under other codes, at other places: in scripts, by EXEC, at the door.
+_FORBIDDEN: Final = re.compile("ACL failure in script|The user executing the script can't|no permissions")
+_FULL: Final = "max number of clients"
 _NOBODY_THERE: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.EACCES})
 
 
@@ -45,7 +48,7 @@ class Endpoint:
     """One server, as redis-py's connection class and its arguments."""
 
     connection_class: Any
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] = field(repr=False)  # a password is among them
     address: str
     """For messages; without credentials."""
     greeting: tuple[Command, ...]
@@ -115,6 +118,10 @@ def without_password(url: str) -> str:
 
 def refusal(error: RedisError) -> ServerError:
     """An error reply as the operations know it."""
+    if _FORBIDDEN.search(str(error)):
+        return ServerError("NOPERM", str(error))
+    if _FULL in str(error):
+        return ServerError("MAXCLIENTS", str(error))
     code = getattr(error, "status_code", None)
     first, _, rest = str(error).partition(" ")
     return ServerError(code, str(error)) if code else ServerError(first, rest)
@@ -123,7 +130,9 @@ def refusal(error: RedisError) -> ServerError:
 def is_refusal(error: RedisError) -> bool:
     """Whether the server said it, as against a connection that failed. Some of its words (LOADING, NOAUTH) are
     ConnectionErrors to redis-py, which then closes the connection."""
-    return getattr(error, "status_code", None) is not None or isinstance(error, redis.ResponseError)
+    return (
+        getattr(error, "status_code", None) is not None or isinstance(error, redis.ResponseError) or _FULL in str(error)
+    )
 
 
 def unsent(address: str, error: Exception, *, reached: bool) -> Unsent:
@@ -132,12 +141,14 @@ def unsent(address: str, error: Exception, *, reached: bool) -> Unsent:
     code = refusal(error).code if said else "UNREACHABLE"  # type: ignore[arg-type]
     cause = error.__cause__ or error.__context__
     failure = Unsent(address, str(error).rstrip("."), code)
-    if isinstance(error, BusyLoadingError):
-        failure.hopeless = False
-    elif said or isinstance(error, AuthenticationError):
-        failure.hopeless = True
+    if said:
+        failure.hopeless = code not in TRANSIENT
     else:
-        nobody = isinstance(cause, socket.gaierror) or getattr(cause, "errno", None) in _NOBODY_THERE
+        # For several addresses of one host, asyncio gives the numbers in its text only.
+        numbers = [getattr(cause, "errno", None)] + [
+            int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))
+        ]
+        nobody = isinstance(cause, socket.gaierror) or any(number in _NOBODY_THERE for number in numbers)
         failure.hopeless = nobody and not reached
     return failure
 
@@ -151,11 +162,13 @@ def fence(address: str, replies: list[Any]) -> Command | None:
     """
     if len(replies) < 2:
         failure = Unsent(address, replies[0].message, replies[0].code)
-        failure.hopeless = replies[0].code != "LOADING"
+        failure.hopeless = replies[0].code not in TRANSIENT
         raise failure
     if isinstance(replies[1], ServerError):  # this user may not ask
         return None
     fields = dict(word.partition(b"=")[::2] for word in replies[1].split())
+    if b"/" in fields[b"addr"]:  # a unix socket, the same for all; but nothing stays under way there for long
+        return None
     return ("CLIENT", "KILL", "ID", fields[b"id"], "ADDR", fields[b"addr"])
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sandbox_redis.errors import OutcomeUnknownError, SandboxError, StoreUnavailableError
 from sandbox_redis.scripts import script
-from sandbox_redis.wire import Command, Failure, Lease, Lost, Op, Send, ServerError, Sleep, Unsent
+from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Lost, Op, Send, ServerError, Sleep, Unsent
 
 PAUSE_FIRST: Final = 0.001  # seconds; about ten loopback round trips
 PAUSE_MAX: Final = 0.25  # seconds; a server that comes back is noticed within this
@@ -23,7 +23,6 @@ CONFLICT_MAX: Final = (
 ATTEMPT_MIN: Final = 0.02  # seconds; an attempt with less would end without an answer on a busy machine
 FIND_PAGE: Final = 1000  # events per find call; about 1 ms of server time
 
-_TRANSIENT: Final = frozenset({"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"})
 _REASONS: Final = {
     "LOADING": ("it is loading its data", "try again when it has"),
     "BUSY": ("a script keeps it busy", "try again, or end that script with SCRIPT KILL"),
@@ -34,6 +33,7 @@ _REASONS: Final = {
     "NOAUTH": ("it asks for a password", "give one in the URL: redis://:password@host"),
     "WRONGPASS": ("it does not accept the user name or password", "correct them in the URL"),
     "NOPERM": ("its ACL does not permit this user the command or key", "log in as another user or change the ACL"),
+    "MAXCLIENTS": ("it has as many connections as it takes (maxclients)", "raise maxclients, or end idle clients"),
     "MASTERDOWN": ("it is a replica without its master", "connect to the master, or mend the replication"),
     "UNREACHABLE": ("", "check that a server runs there and that the address is right"),
 }
@@ -118,8 +118,9 @@ class Exchange:
     ) -> Op[None]:
         """Pause before another attempt, or raise what `cause` means; `lost`, where an earlier reply was lost."""
         if isinstance(cause, ServerError):
-            error = deadline.said = unavailable(self.address, cause.code, cause.message)
-            hopeless = cause.code not in _TRANSIENT
+            error: SandboxError = unavailable(self.address, cause.code, cause.message)
+            deadline.said = error
+            hopeless = cause.code not in TRANSIENT
         else:
             error = unavailable(cause.address, cause.code, cause.reason)
             if cause.code == "UNREACHABLE" and deadline.said is not None:

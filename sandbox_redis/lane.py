@@ -5,17 +5,20 @@ of what it carries, and repeats nothing.
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import hiredis
 from redis.exceptions import RedisError
 
 from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, refusal, unsent
 from sandbox_redis.wire import Command
+
+IDLE_MAX: Final = 0.1  # seconds that a connection may idle before it is looked at (2 us) when it is used again
 
 
 class Lane:
@@ -26,17 +29,31 @@ class Lane:
         self.address = endpoint.address
         self._idle: deque[Leased] = deque()
         self._reached = False
+        self._broken = False
+        self.on_return: Callable[[], None] = lambda: None
+        """Called when the server is there again after a connection failed: it may be another one, or an empty one."""
         _lanes.add(self)
 
     def lease(self, key: str) -> Leased:
         """A connection to the server that holds `key`, for one user at a time."""
         try:
-            return self._idle.pop()
+            leased = self._idle.pop()
         except IndexError:
             return Leased(self.endpoint.connection())
+        if time.monotonic() - leased.idle_since > IDLE_MAX and leased.connection.is_connected:
+            # What is sent into a connection that was closed long ago would be a lost write, to be looked for.
+            try:
+                closed = leased.connection.can_read(0)
+            except (RedisError, OSError):
+                closed = True
+            if closed:
+                leased.connection.disconnect()
+                self._broken = True
+        return leased
 
     def give_back(self, leased: Leased) -> None:
         """End a lease; what the connection was asked has been answered."""
+        leased.idle_since = time.monotonic()
         self._idle.append(leased)
 
     def exchange(self, leased: Leased, commands: Sequence[Command], timeout: float) -> list[Any]:
@@ -58,6 +75,7 @@ class Lane:
             connection.send_packed_command((b"".join(map(hiredis.pack_command, commands)),), check_health=False)
         except (RedisError, OSError) as error:
             connection.disconnect()
+            self._broken = True
             raise lost(self.address, error, leased.fence) from None
 
     def receive(self, leased: Leased, commands: Sequence[Command]) -> list[Any]:
@@ -67,6 +85,7 @@ class Lane:
             return [_reply(connection, command) for command in commands]
         except (RedisError, OSError) as error:
             connection.disconnect()
+            self._broken = True
             raise lost(self.address, error, leased.fence) from None
         except BaseException:
             connection.disconnect()
@@ -82,9 +101,13 @@ class Lane:
             replies = [_reply(connection, command) for command in greeting if connection.is_connected]
         except (RedisError, OSError) as error:
             connection.disconnect()
+            self._broken = True
             raise unsent(self.address, error, reached=self._reached) from None
         leased.fence = fence(self.address, replies)
         self._reached = True
+        if self._broken:
+            self._broken = False
+            self.on_return()
 
     def close(self) -> None:
         """Close the connections that are not leased."""
@@ -112,11 +135,12 @@ def _reply(connection: Any, command: Command) -> Any:
 class Leased:
     """One connection, the timeout that its socket has, and how to make the server drop it."""
 
-    __slots__ = ("connection", "fence", "timeout")
+    __slots__ = ("connection", "fence", "idle_since", "timeout")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.timeout = 0.0
+        self.idle_since = 0.0
         self.fence: Command | None = None
 
     def set_timeout(self, timeout: float) -> None:

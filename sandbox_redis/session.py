@@ -39,6 +39,15 @@ class Session:
         self._keys: keys.Keys | None = None
         self._floors: dict[int, tuple[str, float]] = {}  # partition → its newest event known, and when it was learned
 
+    def forget(self) -> None:
+        """The server was away, and may have come back empty: learn again how the store is laid out."""
+        self._keys = None
+        self.forget_floors()
+
+    def forget_floors(self) -> None:
+        """Take a newer event to look for lost writes from; see `trace`."""
+        self._floors.clear()
+
     def layout(self, *, timeout: float | None = None) -> Op[keys.Keys]:
         """The keys of the store, once it is known how it is laid out."""
         return (yield from self.open(self.deadline(timeout), write=False))

@@ -83,6 +83,7 @@ class SandboxStore:
             events_maxlen=events_maxlen,
         )
         self._lane = Lane(target)
+        self._lane.on_return = self._operations.forget
 
     @classmethod
     def from_url(

@@ -49,7 +49,8 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
             try:
                 if not reply:
                     raise NotFoundError(sandbox_id)
-                seen = sandbox_from_fields(sandbox_id, key, hash_reply(reply))
+                record = hash_reply(reply)
+                seen = sandbox_from_fields(sandbox_id, key, record)
                 status = _checked(fn(seen.status))
                 fields = status_to_fields(status)
             except BaseException:
@@ -58,16 +59,17 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
             if status == seen.status:
                 yield from _unwatch(key, deadline)
                 return seen
-            args = (sandbox_id, session.agent, trace.request, session.maxlen, *fields)
+            args = (sandbox_id, session.agent, trace.request, session.maxlen, *fields, record.get(b"revision", b"none"))
             commands = (("MULTI",), evalsha("update", names, args), ("EXEC",))
             writing = True
             multi, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST)
             writing = False
-            if isinstance(multi, ServerError) and not isinstance(queued, ServerError):
-                raise trace.unknown(f"MULTI was refused, and the script ran without it: {multi.message}")
-            if trouble := _first_error(multi, queued, replies):
+            if isinstance(multi, ServerError) and isinstance(queued, list):
+                replies = [queued]  # who may not MULTI has run the script alone; it looks at the revision by itself
+            elif trouble := _first_error(multi, queued, replies):  # the first one: EXEC says only that it was aborted
                 yield from session.exchange.again(deadline, trouble, lost)
-            elif replies is None:
+                continue
+            if replies is None or replies[0] == [b"CONFLICT"]:
                 error = lost or ConflictError(sandbox_id, deadline.attempts + 1)
                 yield from deadline.pause(error, CONFLICT_MAX)
             elif not isinstance(replies[0], ServerError):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from enum import Enum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 T = TypeVar("T")
 Command = tuple[Any, ...]
@@ -65,6 +65,10 @@ class ServerError(NamedTuple):
 
     code: str
     message: str
+
+
+TRANSIENT: Final = frozenset({"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "MAXCLIENTS", "UNREACHABLE"})
+"""What a server may say, or not say, and may not say any more after a while."""
 
 
 class Failure(Exception):

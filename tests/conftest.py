@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import fakeredis
+import hypothesis
 import pytest
 import redis
 from blocking import BlockingStore
 
-from sandbox_redis import AsyncSandboxStore, SandboxStore
+from sandbox_redis import AsyncSandboxStore, SandboxStore, State
 from sandbox_redis.server import EmbeddedServer, find_server
 
 SERVERS = {"valkey": find_server, "redis": lambda: shutil.which("redis-server")}
+
+# No deadline: a loaded machine is no failure. In CI the same examples each time: a red run can be had again.
+hypothesis.settings.register_profile("sandbox-redis", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("sandbox-redis")
 
 
 def binary_of(name: str) -> str:
@@ -105,13 +110,11 @@ def client(backend: str, servers: Callable[[str], EmbeddedServer], prefix: str) 
     else:
         looking = redis.Redis.from_url(servers(backend).url)
     yield looking
-    keys = {key.decode() for key in looking.scan_iter(f"{prefix}:*")}
-    if keys:
+    if keys := set(looking.scan_iter(f"{prefix}:*")):
         looking.unlink(*keys)  # audits scan the whole server
     looking.close()
-    known = re.compile(
-        rf"{prefix}:(meta|{{\d+}}:(status:.+|node:.+|events|state:(INIT|READY|NOTREADY|UNKNOWN)))", re.DOTALL
-    )
+    states = "|".join(State)
+    known = re.compile(rf"{prefix}:(meta|{{\d+}}:(status:.+|node:.+|events|state:({states})))".encode(), re.DOTALL)
     assert {key for key in keys if not known.fullmatch(key)} == set()
 
 

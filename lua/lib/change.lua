@@ -8,7 +8,7 @@ local function probe(events, index)
   redis.call("ZCARD", index)
 end
 
--- permit: fail on a command that this user may not send before anything is written, for the same reason.
+-- permit: fail on a command that this user may not send, before anything is written, for the same reason.
 local function permit(...)
   if redis.acl_check_cmd and not redis.acl_check_cmd(...) then
     redis.call(...)
@@ -52,6 +52,7 @@ end
 
 -- move: write `status`, which was in the state `before`, with its index entry and its event.
 local function move(record, events, indexes, maxlen, id, transition, before, status, by, request)
+  permit("HGETALL", record)
   permit("XADD", events, "*", "id", id)
   permit("HSET", record, "state", status.state)
   if status.exited_at == "" or status.created_at == "" then
@@ -80,6 +81,7 @@ end
 local function erase(record, events, indexes, nodes, maxlen, id, transition, status, by, request)
   permit("XADD", events, "*", "id", id)
   permit("DEL", record)
+  permit("ZREM", nodes .. status.node, id)
   leave(indexes, status.state, id)
   if status.node ~= "" then
     redis.call("ZREM", nodes .. status.node, id)
@@ -91,8 +93,10 @@ end
 -- insert: write a record that was not there, with its index entries and its event. `metadata` is a flat list of
 -- fields and values.
 local function insert(record, events, indexes, nodes, maxlen, id, transition, status, by, request, metadata)
+  permit("HGETALL", record)
   permit("XADD", events, "*", "id", id)
   permit("HSET", record, "state", status.state)
+  permit("ZADD", nodes .. status.node, 0, id)
   redis.call("ZADD", indexes[status.state], 0, id)
   if status.node ~= "" then
     redis.call("ZADD", nodes .. status.node, 0, id)
