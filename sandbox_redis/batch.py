@@ -140,7 +140,7 @@ class _Player:
         """Play until there is something to wait for."""
         if not self._begun:
             self._begun = True
-            self.advance(None)
+            self.advance(self._gone.error())
 
     def sends_plainly(self) -> bool:
         """Whether it has, or will have, something to send among others."""
@@ -150,8 +150,6 @@ class _Player:
         """Go on with a reply or a failure, until there is something to wait for or nothing left."""
         while True:
             try:
-                if reply is None and (error := self._gone.error()):
-                    reply = error
                 self.request = self._op.throw(reply) if isinstance(reply, Exception) else self._op.send(reply)
                 return  # noqa: TRY300 - an else would stand far behind
             except StopIteration as stop:
@@ -163,7 +161,7 @@ class _Player:
                 self.request = None
                 return
             self._op, self._result = following
-            reply = None
+            reply = self._gone.error()
 
 
 class _Round:
