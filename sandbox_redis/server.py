@@ -29,10 +29,11 @@ from sandbox_redis.errors import SandboxError
 
 GRACE: Final = 15  # seconds from SIGTERM to SIGKILL; a server waits 10 s for its replicas when it ends
 
-# The shell becomes the server, so the server is our child and its pid the one we know. Standard input is the pipe,
-# output the lock, error the log. The server's input is the lock, which it never reads: so the lock is held exactly as
-# long as there is a server. What stays behind, with none of these open but the pipe, waits for our word that all is
-# well. It gets the end of the pipe instead if we are gone; then it does what stop() and close() would have done.
+# The shell becomes the server, which so is our child, and its pid the one we know. Standard input is the pipe, output
+# the lock, error the log. The server's input is the lock, which it never reads: so the lock is held exactly as long as
+# there is a server. The guard that stays behind waits for our word that all is well. If we are gone it gets the end of
+# the pipe instead, and does what stop() and close() would have done. It is in the server's process group, so that no
+# other process can get the server's pid as long as there is a guard.
 _GUARD: Final = f"""
 temporary=$1; shift
 exec 3<&0 0<&1 1>&2
@@ -145,7 +146,7 @@ class EmbeddedServer:
         return [self.binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
     def start(self, *, timeout: float = 10) -> Self:
-        """Run it, and wait until it answers.
+        """Run it, if it does not run, and wait until it answers.
 
         Args:
             timeout: seconds until it must answer; loading much data takes longer.
@@ -153,21 +154,23 @@ class EmbeddedServer:
         Raises:
             ServerStartError: its address or its directory cannot be used, it ended, or it did not answer in time.
         """
-        if self._process is not None and self._process.poll() is not None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                return self
             self.stop()  # it ended by itself
+        until = time.monotonic() + timeout
         try:
             self._check_address()
             process = self._run()
-        except OSError as error:
-            raise ServerStartError(f"no server can run on {self.data}: {error}") from None
-        until = time.monotonic() + timeout
-        try:
             while not (answer := self._ping()).startswith(_LISTENS):
                 if process.poll() is not None:
                     raise ServerStartError(f"{self.binary} did not start: {self.last_words()}")
                 if time.monotonic() > until:
                     raise ServerStartError(f"{self.binary} did not start in {timeout:g} s: {answer or 'no answer'}")
                 time.sleep(0.005)
+        except OSError as error:
+            self.stop()
+            raise ServerStartError(f"no server can run on {self.data}: {error}") from None
         except BaseException:
             self.stop()
             raise
@@ -183,8 +186,7 @@ class EmbeddedServer:
                 raise ServerStartError(f"port {self.port} of 127.0.0.1 cannot be used: {error}") from None
             return
         if len(os.fsencode(self.socket_path)) > _SOCKET_PATH_MAX:
-            limit = f"{_SOCKET_PATH_MAX} bytes"
-            raise ServerStartError(f"the path of the socket is longer than {limit}: {self.socket_path}")
+            raise ServerStartError(f"a socket's path may have {_SOCKET_PATH_MAX} bytes, not more: {self.socket_path}")
         if self.socket_path.exists():  # a server deletes what it finds there
             if not self.socket_path.is_socket():
                 raise ServerStartError(f"{self.socket_path} is no socket: delete it, or choose another path")
@@ -204,14 +206,13 @@ class EmbeddedServer:
                 advice = "stop it, or choose another directory"
                 raise ServerStartError(f"another server (pid {pid}) runs on {self.data}: {advice}") from None
             self._logged = log.tell()
-            process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 ["/bin/sh", "-c", _GUARD, "sandbox-redis-guard", str(self._temporary), *self.command],
                 stdin=subprocess.PIPE,
                 stdout=lock,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us: we end it, when we are done
             )
-            self._process = process
             lock.truncate(0)
             lock.write(f"{process.pid}\n".encode())
         return process

@@ -61,7 +61,12 @@ def test_the_console_blocks_print_what_they_show(url, tmp_path):
         steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, flags=re.MULTILINE)
         script = "\n".join(f"{command}\nstatus=$?\necho '<<<>>>'\n(exit $status)" for command, _ in steps)
         run = subprocess.run(
-            ["sh", "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+            ["sh", "-c", script],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
         )
         printed = run.stdout.split("<<<>>>\n")
         for (command, shown), output in zip(steps, printed, strict=False):

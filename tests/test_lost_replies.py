@@ -173,7 +173,7 @@ def test_redis_behaves_as_valkey_does(write, flavour, batch, how, proxy, looking
 @every_flavour
 @pytest.mark.parametrize("how", CUTS)
 def test_cuts_in_the_middle_of_a_large_batch(how, flavour, warm, other, proxy):
-    ids = [f"s{i:04}" for i in range(1200)]
+    ids = [f"s{i:04}" for i in range(600)]
     proxy.fault(how, {0, 3, 5})
     with warm.batch() as batch:
         created = [batch.create(sandbox_id=each) for each in ids]

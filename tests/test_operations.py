@@ -347,6 +347,13 @@ def test_a_conflict_begins_again_after_a_pause(play):
     assert played.said == [*transaction, "sleep", *transaction]
 
 
+def test_a_conflict_that_the_script_itself_sees_begins_again_as_well(play):
+    played = play(update, SEEN, [b"OK", b"QUEUED", [[b"CONFLICT"]]], SEEN, COMMITTED)
+    transaction = ["take: WATCH HGETALL", "last: MULTI update EXEC"]
+    assert played.said == [*transaction, "sleep", *transaction]
+    assert played.requests[1].commands[1][-1] == b"9-0"
+
+
 def test_an_update_that_has_nothing_to_write_gives_its_connection_back(play):
     for fn in (lambda status: status, lambda status: None):
         played = play(lambda store, fn=fn: store.update("it", fn), SEEN, [b"OK"])

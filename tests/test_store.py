@@ -348,6 +348,19 @@ def test_a_garbled_new_record_reads_as_unknown_and_stop_and_remove_clean_it(stor
     assert_a_garbled_record_can_be_cleaned(store, client, prefix, "INIT", garbage)
 
 
+@pytest.mark.parametrize(
+    "garbage", [(field, values[0]) for field, values in GARBAGE.items()] + [(b"revision", b"\xff")]
+)
+def test_a_garbled_record_can_be_updated_to_notready(store, client, prefix, garbage):
+    store.load("it", Status(State.READY, 7, 5, 6, 3), node="node-1", metadata=WEB)
+    client.hset(f"{prefix}:{{0}}:status:it", *garbage)
+    updated = store.update("it", lambda status: replace(status, state=State.NOTREADY, exit_status=9))
+    assert store.ids(states=[State.NOTREADY]) == ["it"]
+    assert updated.status.exit_status == 9
+    mended = garbage[0] in (b"state", b"pid", b"exit_status", b"created_at", b"exited_at", b"request", b"revision")
+    assert (updated.problem is None) == mended
+
+
 @pytest.mark.parametrize("state", [b"", b"ready", b"\xff", None])
 def test_a_state_that_is_none_of_the_four_counts_as_unknown_in_the_scripts(store, client, prefix, snapshot, state):
     key = f"{prefix}:{{0}}:status:it"

@@ -27,7 +27,6 @@ from sandbox_redis.errors import (
     TransitionError,
 )
 from sandbox_redis.record import Metadata
-from sandbox_redis.states import State
 from sandbox_redis.store import SandboxStore
 
 _NOT_FOUND: Final = 127  # as a shell has it
@@ -124,7 +123,6 @@ class _Scribe:
         self._quiet = quiet
         self._until = math.inf
         self._waiting = False
-        self._hurried = threading.Event()
 
     def end(self, exit_status: int) -> None:
         """The command has ended, or will not begin: the time runs after which we give up."""
@@ -138,7 +136,6 @@ class _Scribe:
         command, which may reach us as well, and later."""
         if self._waiting:
             self._until = -math.inf
-            self._hurried.set()
 
     def failed_start(self) -> Iterator[Step]:
         """What is to be written of a command that could not be started."""
@@ -183,7 +180,7 @@ class _Scribe:
                 return None
             else:
                 return None
-            self._hurried.wait(_PAUSE)
+            time.sleep(_PAUSE)
 
     def _fail_start(self) -> None:
         with suppress(NotFoundError):
@@ -192,8 +189,8 @@ class _Scribe:
     def _start(self, pid: int) -> None:
         try:
             self._store.start(self._id, pid=pid, timeout=_ATTEMPT)
-        except TransitionError as error:
-            if error.state != State.READY or self._store.get(self._id, timeout=_ATTEMPT).status.pid != pid:
+        except TransitionError:
+            if self._store.get(self._id, timeout=_ATTEMPT).status.pid != pid:
                 raise
 
     def _exit(self) -> None:
