@@ -42,6 +42,8 @@ probe(events, indexes.NOTREADY)
 
 local before = status.state
 status.state, status.pid = "NOTREADY", "0"
-status.exit_status, status.exited_at = exit_status, exited_at
+if not status.exited_at then
+  status.exit_status, status.exited_at = exit_status, exited_at
+end
 move(record, events, indexes, maxlen, id, "exit", before, status, by, request)
 return whole(record)

@@ -46,7 +46,7 @@ probe(events, indexes.NOTREADY)
 
 local before = status.state
 status.state, status.pid = "NOTREADY", "0"
-if exited_at ~= "" then
+if exited_at ~= "" and not status.exited_at then
   status.exit_status, status.exited_at = exit_status, exited_at
 end
 move(record, events, indexes, maxlen, id, "stop", before, status, by, request)

@@ -538,6 +538,23 @@ def test_a_signal_behind_the_end_changes_neither_what_is_recorded_nor_the_exit_s
     assert store.get("a").status.exit_status == 4
 
 
+NOT_PERMITTED = """
+def kill(pid, number):
+    raise PermissionError(1, "Operation not permitted")
+os.kill = kill
+"""
+
+
+def test_a_signal_that_may_not_be_passed_on_is_said(run_elsewhere, store, until):
+    process = run_elsewhere("cat", first=NOT_PERMITTED)  # as with a command that became another user
+    until(lambda: "start" in history(store))
+    process.terminate()
+    said = b"sandbox-redis: SIGTERM did not reach the command: Operation not permitted\n"
+    assert process.stderr.readline() == said
+    assert process.communicate() == (b"", b"")
+    assert process.returncode == 0
+
+
 IGNORING = """
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)

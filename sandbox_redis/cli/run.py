@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from sandbox_redis.cli import statuses
+from sandbox_redis.cli.statuses import complain
 from sandbox_redis.errors import (
     InvalidArgumentError,
     NotFoundError,
@@ -87,17 +87,18 @@ def run(
     if not 0 <= give_up < math.inf:
         raise InvalidArgumentError("give_up", give_up, "a number of seconds, 0 or more, is needed")
     with _held_back() as (signals, mask):
-        scribe = _Scribe(store, store.create(node=node, metadata=metadata, sandbox_id=sandbox_id).id, give_up, quiet)
+        created = store.create(node=node, metadata=metadata, sandbox_id=sandbox_id)
+        scribe = _Scribe(store, created.id, give_up=give_up, quiet=quiet)
         pid = 0
         if early := signal.sigpending() & signals:
             scribe.end(_SIGNALLED + min(early))
-            _complain(f"{signal.Signals(min(early)).name} came before the command was started")
+            complain(f"{signal.Signals(min(early)).name} came before the command was started")
         else:
             try:
                 pid = os.posix_spawnp(command[0], command, os.environ, setsigmask=mask, setsigdef=_IGNORED_BY_PYTHON)
             except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
                 scribe.end(_NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE)
-                _complain(f"{command[0]!r} cannot be run: {getattr(error, 'strerror', error)}")
+                complain(f"{command[0]!r} cannot be run: {getattr(error, 'strerror', error)}")
         steps = scribe.life(pid, rm=rm) if pid else scribe.failed_start()
         writing = threading.Thread(target=scribe.write, args=(steps,))
         with _passing_on(signals, pid, scribe):
@@ -113,7 +114,7 @@ def run(
 class _Scribe:
     """Writes what happens to one sandbox into the store, one thing after the other."""
 
-    def __init__(self, store: SandboxStore, sandbox_id: str, give_up: float, quiet: bool) -> None:  # noqa: FBT001
+    def __init__(self, store: SandboxStore, sandbox_id: str, *, give_up: float, quiet: bool) -> None:
         self.ended = threading.Event()
         self.exit_status = 0
         self._exited_at_ns = 0
@@ -144,7 +145,7 @@ class _Scribe:
     def life(self, pid: int, *, rm: bool) -> Iterator[Step]:
         """What is to be written of one that was; from the second thing on, when it has ended."""
         if not self._quiet:
-            _complain(f"sandbox {self._id} runs, with pid {pid}")
+            complain(f"sandbox {self._id} runs, with pid {pid}")
         yield f"that it runs with pid {pid}", lambda: self._start(pid)
         self.ended.wait()
         yield f"that it ended with exit status {self.exit_status}", self._exit
@@ -159,7 +160,7 @@ class _Scribe:
             if gave_up or (gave_up := self._insist(what, operation)):
                 missing.append(what)
         if missing:
-            _complain(f"sandbox {self._id}: {' and '.join(missing)} could not be recorded: {gave_up}")
+            complain(f"sandbox {self._id}: {' and '.join(missing)} could not be recorded: {gave_up}")
 
     def _insist(self, what: str, operation: Callable[[], object]) -> SandboxError | None:
         """Try one step until it is done or refused, or it is time to give up: then the reason."""
@@ -173,10 +174,10 @@ class _Scribe:
                     return error
                 self._waiting = self.ended.is_set()
                 if not told:
-                    _complain(f"sandbox {self._id}: {what} is not recorded yet: {error}")
+                    complain(f"sandbox {self._id}: {what} is not recorded yet: {error}")
                     told = True
             except SandboxError as error:
-                _complain(f"sandbox {self._id}: {what} is not recorded: {error}")
+                complain(f"sandbox {self._id}: {what} is not recorded: {error}")
                 return None
             else:
                 return None
@@ -199,7 +200,7 @@ class _Scribe:
         ).status
         if status.exited_at_ns != self._exited_at_ns:
             known = f"another agent has recorded {status.exit_status} before, which stays"
-            _complain(f"sandbox {self._id}: its exit status {self.exit_status} is not recorded: {known}")
+            complain(f"sandbox {self._id}: its exit status {self.exit_status} is not recorded: {known}")
 
 
 @contextmanager
@@ -235,7 +236,7 @@ def _passing_on(signals: set[signal.Signals], pid: int, scribe: _Scribe) -> Iter
                 try:
                     os.kill(pid, number)  # a pid is not used again so soon that this could hit another process
                 except OSError as error:
-                    _complain(f"{signal.Signals(number).name} did not reach the command: {error.strerror}")
+                    complain(f"{signal.Signals(number).name} did not reach the command: {error.strerror}")
 
     thread = threading.Thread(target=pass_on)
     thread.start()
@@ -253,8 +254,3 @@ def _next(signals: set[signal.Signals]) -> tuple[int, bool]:
         return signal.sigwait(signals), True
     found = signal.sigwaitinfo(signals)
     return found.si_signo, found.si_code <= 0
-
-
-def _complain(message: str) -> None:
-    with suppress(OSError):  # whether somebody reads it must not matter to the command
-        statuses.complain(message)
