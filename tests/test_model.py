@@ -128,10 +128,9 @@ class Model:
                 )
             case "stop", Status(state=State.NOTREADY):
                 pass
-            case "exit", Status(state=State.NOTREADY, exited_at_ns=ns) if ns:
-                pass
-            case "stop" | "exit", Status():
-                status = replace(status, state=State.NOTREADY, **call.arguments)
+            case "stop" | "exit", Status(exited_at_ns=first):
+                told = {} if first else call.arguments  # the first exit that is told is kept
+                status = replace(status, state=State.NOTREADY, **told)
         assert status
         return replace(status, pid=0) if status.state is State.NOTREADY else status
 
