@@ -35,13 +35,16 @@ _REASONS: Final = {
     "NOPERM": ("its ACL does not permit this user the command or key", "log in as another user or change the ACL"),
     "MAXCLIENTS": ("it has as many connections as it takes (maxclients)", "raise maxclients, or end idle clients"),
     "MASTERDOWN": ("it is a replica without its master", "connect to the master, or mend the replication"),
-    "UNREACHABLE": ("", "check that a server runs there and that the address is right"),
+    "UNREACHABLE": (
+        "",
+        "check the address, and that a server runs there (sandbox-redis serve starts one on this host)",
+    ),
 }
 
 
 def unavailable(address: str, code: str, message: str) -> StoreUnavailableError:
     """The error for a server that answers with `code`, or does not answer."""
-    reason, advice = _REASONS.get(code, ("", "see its log"))
+    reason, advice = _REASONS.get(code, ("", "check the URL, and look into its log"))
     return StoreUnavailableError(address, code, f"{reason}: {message}" if reason else message, advice)
 
 
@@ -89,7 +92,7 @@ class Deadline:
         seconds = random.uniform(0, min(self._pause, longest))
         self._pause = min(self._pause * 2, PAUSE_MAX)
         if self._clock() + seconds + self._least >= self._at:
-            raise error
+            raise error from None
         yield Sleep(seconds)
 
 
@@ -127,7 +130,7 @@ class Exchange:
                 error = deadline.said  # what the server said before tells more than that it does not answer now
             hopeless = isinstance(cause, Unsent) and cause.hopeless and lost is None
         if hopeless:
-            raise lost or error
+            raise (lost or error) from None
         yield from deadline.pause(lost or error)
 
     def supply(

@@ -102,8 +102,8 @@ def demo(
 
     One of them is killed on the way, and at the end everything is checked.
 
-    It runs on a server of its own, or on the one that --url names, under a prefix of its own. SANDBOX_REDIS_URL does
-    not count here.
+    It runs on a server of its own, whatever SANDBOX_REDIS_URL says, or on the one that --url names; there with keys of
+    its own, which it deletes at the end.
     """
     from sandbox_redis.cli.demo import demo as play
 

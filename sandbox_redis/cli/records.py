@@ -56,6 +56,7 @@ def ls(
     wanted = state or [each for each in State if include_init or each is not State.INIT]
     with where.store() as store:
         sandboxes, errors = _find(store, wanted, node)
+        hidden = 0 if state or include_init else len(store.ids(states=[State.INIT], node=node))
     if quiet:
         for sandbox in sandboxes:
             print(sandbox.id)
@@ -63,8 +64,8 @@ def ls(
         shape.write([shape.record(sandbox) for sandbox in sandboxes])
     else:
         show.listing(sandboxes)
-        if not sandboxes and State.INIT not in wanted:
-            complain("nothing to list; sandboxes in INIT are listed with --all only")
+        if hidden:
+            complain(f"{hidden} more in INIT: list them with --all")
     _refuse(errors)
 
 

@@ -160,7 +160,8 @@ class _Scribe:
             if gave_up or (gave_up := self._insist(what, operation)):
                 missing.append(what)
         if missing:
-            complain(f"sandbox {self._id}: {' and '.join(missing)} could not be recorded: {gave_up}")
+            later = f"record it later: sandbox-redis exit {self._id} --exit-status {self.exit_status}"
+            complain(f"sandbox {self._id}: {' and '.join(missing)} could not be recorded: {gave_up}; {later}")
 
     def _insist(self, what: str, operation: Callable[[], object]) -> SandboxError | None:
         """Try one step until it is done or refused, or it is time to give up: then the reason."""
