@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
-import hiredis
 from redis.exceptions import RedisError
 
-from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, refusal, unsent
+from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, pack, refusal, unsent
 from sandbox_redis.wire import Command, Failure, Lost, Unsent
 
 CONNECT_MAX: Final = 60.0  # seconds; each task that waits for the connection gives up by its own timeout before
@@ -145,11 +144,6 @@ class AsyncLane:
         """Close the connections that nobody uses."""
         while self._idle:
             await self._idle.pop().connection.disconnect(nowait=True)
-
-
-def pack(commands: Iterable[Command]) -> tuple[bytes]:
-    """Commands as one packet."""
-    return (b"".join([hiredis.pack_command(command) for command in commands]),)
 
 
 async def read(connection: Any, command: Command) -> Any:

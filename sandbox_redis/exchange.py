@@ -21,6 +21,7 @@ CONFLICT_MAX: Final = (
     0.004  # seconds; with longer ones whoever wins goes on winning (measured: 0.1 of the fastest's rate)
 )
 ATTEMPT_MIN: Final = 0.02  # seconds; an attempt with less would end without an answer on a busy machine
+SUPPLIES: Final = 5  # scripts that a server may lack within one operation, before its deadline counts for that, too
 FIND_PAGE: Final = 1000  # events per find call; about 1 ms of server time
 
 _REASONS: Final = {
@@ -37,7 +38,7 @@ _REASONS: Final = {
     "MASTERDOWN": ("it is a replica without its master", "connect to the master, or mend the replication"),
     "UNREACHABLE": (
         "",
-        "check the address, and that a server runs there (sandbox-redis serve starts one on this host)",
+        "check that a server runs there (sandbox-redis serve starts one on this host), and the address",
     ),
 }
 
@@ -62,7 +63,7 @@ class Deadline:
     """A point in time by which an operation ends, one way or the other; and the pauses between its attempts until
     then."""
 
-    __slots__ = ("_at", "_clock", "_least", "_pause", "_timeout", "attempts", "said")
+    __slots__ = ("_at", "_clock", "_least", "_pause", "_timeout", "attempts", "said", "supplies")
 
     def __init__(self, timeout: float, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -72,6 +73,8 @@ class Deadline:
         self._pause = PAUSE_FIRST
         self.attempts = 0
         """How many of them failed."""
+        self.supplies = 0
+        """How many scripts the server had to be given."""
         self.said: SandboxError | None = None
         """What the server said of itself at last."""
 
@@ -146,7 +149,8 @@ class Exchange:
         (reply,) = yield Send(key, (command,), deadline.share(), lease, share=lease is Lease.ANY)
         if isinstance(reply, ServerError):
             yield from self.again(deadline, reply, lost)
-        elif deadline.passed():
+        deadline.supplies += 1
+        if deadline.supplies > SUPPLIES and deadline.passed():
             raise lost or unavailable(self.address, "NOSCRIPT", "it loses its scripts again and again")
 
     def run(self, name: str, keys: tuple[str, ...], args: tuple[Any, ...], deadline: Deadline) -> Op[Any]:
@@ -222,10 +226,11 @@ class Exchange:
 class Trace:
     """How to find one write again: its token, and an event from before it was sent."""
 
-    __slots__ = ("fences", "floor", "id", "keys", "maxlen", "request")
+    __slots__ = ("fences", "floor", "id", "keys", "maxlen", "partition", "request")
 
-    def __init__(self, id: str, keys: tuple[str, str], request: str, floor: str, maxlen: int) -> None:
+    def __init__(self, id: str, partition: int, keys: tuple[str, str], request: str, floor: str, maxlen: int) -> None:
         self.id = id
+        self.partition = partition
         self.keys = keys
         self.request = request
         self.floor = floor

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-import hiredis
 from redis.exceptions import RedisError
 
-from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, refusal, unsent
+from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, pack, refusal, unsent
 from sandbox_redis.wire import Command
 
 IDLE_MAX: Final = 0.1  # seconds that a connection may idle before it is looked at (2 us) when it is used again
@@ -72,7 +71,7 @@ class Lane:
             self._connect(leased, timeout)
         leased.set_timeout(timeout)
         try:
-            connection.send_packed_command((b"".join(map(hiredis.pack_command, commands)),), check_health=False)
+            connection.send_packed_command(pack(commands), check_health=False)
         except (RedisError, OSError) as error:
             connection.disconnect()
             self._broken = True
@@ -97,7 +96,7 @@ class Lane:
         greeting = self.endpoint.greeting
         try:
             connection.connect()
-            connection.send_packed_command((b"".join(map(hiredis.pack_command, greeting)),), check_health=False)
+            connection.send_packed_command(pack(greeting), check_health=False)
             replies = [_reply(connection, command) for command in greeting if connection.is_connected]
         except (RedisError, OSError) as error:
             connection.disconnect()

@@ -80,7 +80,8 @@ class Operations(Session):
     def ids(
         self, *, states: Iterable[State] | None = None, node: str | None = None, timeout: float | None = None
     ) -> Op[list[str]]:
-        """The ids of the sandboxes in some states, on one node or all. One round trip; no record is read.
+        """The ids of the sandboxes in some states, on one node or all. One round trip for each partition; no record is
+        read.
 
         Args:
             states: READY, NOTREADY and UNKNOWN when None: as in CRI's ``ListPodSandbox``, INIT is there only when
@@ -292,8 +293,8 @@ class Operations(Session):
 
         It is containerd's ``StatusStorage.Update``: an update never overwrites a change that its `fn` has not seen.
         When another writer comes between, it starts again, so `fn` may run more than once and must be pure. What `fn`
-        raises reaches the caller as it is, and nothing is written. A status that `fn` returns unchanged is not
-        written either.
+        raises reaches the caller as it is (StopIteration alone as RuntimeError, by PEP 479), and nothing is written. A
+        status that `fn` returns unchanged is not written either.
 
         Args:
             sandbox_id: the whole id.

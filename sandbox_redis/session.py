@@ -67,8 +67,8 @@ class Session:
 
     def open(self, deadline: Deadline, *, write: bool = True) -> Op[keys.Keys]:
         """How the store is laid out. Whoever writes first decides; who only reads leaves no trace."""
-        if self._keys is not None:
-            return self._keys
+        if (known := self._keys) is not None:  # read once: another thread may forget it
+            return known
         key = keys.meta(self.prefix)
         (reply,) = yield from self.exchange.ask(
             key, (("HMGET", key, "schema", "partitions", "events_maxlen"),), deadline, share=True
@@ -95,7 +95,7 @@ class Session:
             names = dict(zip(("schema", "partitions", "events_maxlen"), reply, strict=False))
             raise SchemaError(key, f"does not say how the store is laid out: {names}; restore it") from None
         self._keys = layout
-        return self._keys
+        return layout
 
     def trace(self, layout: keys.Keys, sandbox_id: str, names: tuple[str, ...], deadline: Deadline) -> Op[Trace]:
         """What will tell, if a reply is lost, whether the write happened."""
@@ -108,7 +108,7 @@ class Session:
                 yield from self.wrong_type(names, deadline)
             floor = reply[0][0].decode() if reply else "0-0"
             self._floors[partition] = floor, time.monotonic()
-        return Trace(sandbox_id, (names[0], names[1]), token(), floor, self.maxlen)
+        return Trace(sandbox_id, partition, (names[0], names[1]), token(), floor, self.maxlen)
 
     def write(self, operation: str, sandbox_id: str, args: tuple[Any, ...], timeout: float | None) -> Op[Any]:
         """Run the script of an operation that writes; the key of the record, the reply, and its trace."""
@@ -133,8 +133,8 @@ class Session:
         """The sandbox that a reply carries; raises what a refusal means."""
         if reply[0] == b"OK":
             fields = pairs(reply[1])
-            if trace and self._keys and fields.get(b"request") == trace.request.encode():
-                self._floors[self._keys.partition(sandbox_id)] = fields[b"revision"].decode(), time.monotonic()
+            if trace and fields.get(b"request") == trace.request.encode():
+                self._floors[trace.partition] = fields[b"revision"].decode(), time.monotonic()
             return sandbox_from_fields(sandbox_id, key, fields)
         if reply[0] == b"PASSED":
             # Others have changed it since: its status is in the event of this write. Its metadata never changes, so it

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,11 @@ def binary_of(name: str) -> str:
     if os.environ.get("CI"):
         pytest.fail(f"{message}, and CI must test it")
     return pytest.skip(message)
+
+
+def pytest_configure() -> None:
+    """Shells start background jobs with SIGINT ignored, and programs leave that alone; the tests send it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
