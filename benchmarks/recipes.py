@@ -50,7 +50,7 @@ class Recipes:
                     seen = sandbox_from_fields(sandbox_id, keys[0], pipe.hgetall(keys[0]))
                     fields = status_to_fields(fn(seen.status))
                     pipe.multi()
-                    self.scripts["update"](keys=keys, args=self.args(sandbox_id, *fields), client=pipe)
+                    self.scripts["update"](keys=keys, args=self.args(sandbox_id, *fields, seen.revision), client=pipe)
                     (reply,) = pipe.execute()
                     return sandbox_from_fields(sandbox_id, keys[0], pairs(reply[1]))
                 except redis.WatchError:

@@ -41,7 +41,7 @@ def _played(
 
 
 class AsyncSandboxStore:
-    """Same as `SandboxStore`, for asyncio: hundreds of tasks share one connection, and transactions 16 more at most.
+    """Same as `SandboxStore`, for asyncio: hundreds of tasks share two connections, and transactions 16 more at most.
 
     One store serves the tasks of one event loop at a time. A task that is cancelled during a write does not know
     whether the write happened.

@@ -1,4 +1,4 @@
-"""The way to one Redis server for asyncio. The packets of all tasks share one connection, and are sent and answered in
+"""The way to one Redis server for asyncio. The packets of all tasks share two connections, and are sent and answered in
 order (4.8 times the throughput of a pool, measured); a transaction leases a connection to itself. It repeats nothing.
 """
 
@@ -16,6 +16,8 @@ from sandbox_redis.wire import Command, Failure, Lost, Unsent
 
 CONNECT_MAX: Final = 60.0  # seconds; each task that waits for the connection gives up by its own timeout before
 NO_REPLY: Final = "no reply came in time"
+SHARED_MAX: Final = 2  # the server answers a connection when it is through with what it has read from it: so while it
+# works for the one, we work for the other
 LEASES_MAX: Final = 16  # connections for transactions; more would not make one server faster
 
 
@@ -36,7 +38,7 @@ class AsyncLane:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop = loop
-            self._shared: _Shared | None = None
+            self._shared: list[_Shared] = []
             self._idle: deque[AsyncLeased] = deque()
             self._leases = asyncio.Semaphore(LEASES_MAX)
 
@@ -47,9 +49,12 @@ class AsyncLane:
             Unsent, Lost: the connection failed, and is closed.
         """
         self._here()
-        if self._shared is None or self._shared.failure is not None:
-            self._shared = _Shared(self)
-        return self._shared.submit(commands, timeout)
+        self._shared = [shared for shared in self._shared if shared.failure is None]
+        least = min(self._shared, key=_Shared.load, default=None)
+        if least is None or (least.load() and len(self._shared) < SHARED_MAX):
+            least = _Shared(self)
+            self._shared.append(least)
+        return least.submit(commands, timeout)
 
     async def lease(self, key: str, timeout: float) -> AsyncLeased:
         """A connection to the server that holds `key`, for one user at a time."""
@@ -135,9 +140,8 @@ class AsyncLane:
     async def close(self) -> None:
         """Close the shared connection and the idle ones; who waits for the shared one connects again."""
         self._here()
-        if self._shared is not None:
-            await self._shared.close(Unsent(self.address, "the store was closed"))
-            self._shared = None
+        for shared in self._shared:
+            await shared.close(Unsent(self.address, "the store was closed"))
         await self.close_idle()
 
     async def close_idle(self) -> None:
@@ -200,6 +204,10 @@ class _Shared:
         if self._alarm is None or packet.until < self._alarm.when():
             self._set_alarm(packet.until)
         return packet.future
+
+    def load(self) -> int:
+        """How many packets are under way."""
+        return len(self._unsent) + len(self._sent)
 
     def _set_alarm(self, when: float) -> None:
         if self._alarm is not None:

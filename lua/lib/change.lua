@@ -26,8 +26,8 @@ end
 
 local function put(entry, field, value)
   if value and value ~= "" then
-    entry[#entry + 1] = field
-    entry[#entry + 1] = value
+    local n = #entry
+    entry[n + 1], entry[n + 2] = field, value
   end
 end
 
