@@ -228,10 +228,10 @@ def main() -> None:
                 )
                 print(f"{'':5} {'':44} {'sandbox-redis':>12} {'redis-py':>12} {'ratio':>8}   goal")
             bench = Bench(server.url, kind, options.repeat, options.number)
+            if options.only in (None, "cost") and kind == "TCP":
+                cost(bench)  # on a server that is still empty
             if options.only in (None, "single"):
                 single(bench)
-            if options.only in (None, "cost") and kind == "TCP":
-                cost(bench)
             if pin:
                 os.sched_setaffinity(server.pid, {min(everywhere)})  # for throughput the server has a core to itself
             if options.only in (None, "many"):
