@@ -62,6 +62,8 @@ class Result(Generic[T]):
 def _added(operation: Callable[Concatenate[Operations, P], Op[T]]) -> Callable[Concatenate[Batch, P], Result[T]]:
     @wraps(operation)
     def method(self: Batch, /, *args: P.args, **kwargs: P.kwargs) -> Result[T]:
+        if self._ended:
+            raise SandboxError("the batch has been carried out, what is added now would never be sent: open another")
         result: Result[T] = Result()
         sandbox_id = kwargs.get("sandbox_id", args[0] if args else None)
         # One that is still to be named is like no other.
@@ -84,6 +86,7 @@ class Batch:
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
+        self._ended = False
         self._chains: dict[Any, list[tuple[Op[Any], Result[Any]]]] = {}  # sandbox → what is to be done to it, in order
 
     get = _added(Operations.get)
@@ -99,8 +102,8 @@ class Batch:
 
     def carry_out(self) -> Op[None]:
         """Everything that was added, as one operation."""
+        self._ended = True
         chains = list(self._chains.values())
-        self._chains = {}
         gone = _Gone()
         for first in range(0, len(chains), SLICE):
             self._operations.forget_floors()  # a fresh one for each slice keeps a search for lost writes short

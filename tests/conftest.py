@@ -11,6 +11,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import fakeredis
@@ -70,6 +72,13 @@ def servers() -> Iterator[Callable[[str], EmbeddedServer]]:
     yield get
     for server in running.values():
         server.close()
+
+
+@pytest.fixture(scope="module")
+def module_servers() -> Iterator[Callable[[str], EmbeddedServer]]:
+    """Servers on TCP that the tests of one module may stop, flush and configure."""
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(EmbeddedServer(binary=binary_of(name), port=0)))
 
 
 @pytest.fixture(params=["valkey", "redis"])

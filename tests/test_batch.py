@@ -223,3 +223,13 @@ def test_a_lost_packet_is_found_out_for_each_of_its_operations(operations):
     packets = play(batch, cut)
     assert [len(sends) for sends in packets] == [1, 1, 4, 2, 1]
     assert all(result.result().status.state is State.INIT for result in results)
+
+
+def test_what_is_added_too_late_is_refused_and_not_forgotten(operations):
+    batch = Batch(operations)
+    result = batch.create(sandbox_id="a")
+    play(batch, answer)
+    with pytest.raises(SandboxError, match="never be sent"):
+        batch.start("a", pid=1)
+    assert result.result().id == "a"
+    assert len(batch._chains["a"]) == 1

@@ -7,15 +7,13 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
 from itertools import count
 
 import pytest
 import redis
-from conftest import binary_of
 from faults.proxy import CUTS, Proxy
 from faults.writes import EXITED, METADATA, READY, WRITES, Write, opened
 
@@ -42,16 +40,9 @@ every_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 every_flavour = pytest.mark.parametrize("flavour", ["sync", "asyncio"])
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Callable[[str], EmbeddedServer]]:
-    """Servers that these tests may stop and flush."""
-    with ExitStack() as stack:
-        yield cache(lambda name: stack.enter_context(EmbeddedServer(binary=binary_of(name), port=0)))
-
-
 @pytest.fixture
-def server(request, running) -> EmbeddedServer:
-    return running(getattr(request, "param", "valkey"))
+def server(request, module_servers) -> EmbeddedServer:
+    return module_servers(getattr(request, "param", "valkey"))
 
 
 @pytest.fixture

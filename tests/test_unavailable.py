@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import count
 from typing import Any
 
 import pytest
 import redis
-from conftest import binary_of
 from faults.proxy import Proxy
 from faults.writes import READY, WRITES, opened
 
@@ -60,16 +59,9 @@ CHANGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Callable[[str], EmbeddedServer]]:
-    """Servers that these tests may configure."""
-    with ExitStack() as stack:
-        yield cache(lambda name: stack.enter_context(EmbeddedServer(binary=binary_of(name), port=0)))
-
-
 @pytest.fixture
-def server(request, running) -> EmbeddedServer:
-    return running(getattr(request, "param", "valkey"))
+def server(request, module_servers) -> EmbeddedServer:
+    return module_servers(getattr(request, "param", "valkey"))
 
 
 @pytest.fixture
