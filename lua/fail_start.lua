@@ -3,6 +3,7 @@
 -- KEYS[1]    record     <prefix>:{<p>}:status:<id>
 -- KEYS[2]    events     <prefix>:{<p>}:events
 -- KEYS[3-6]  indexes    <prefix>:{<p>}:state:<STATE>, for INIT, READY, NOTREADY, UNKNOWN
+-- KEYS[7]    all_nodes  <prefix>:{<p>}:nodes
 --
 -- ARGV[1]  id           the sandbox
 -- ARGV[2]  by           the agent that asks
@@ -19,7 +20,7 @@
 -- @include lib/status
 -- @include lib/change
 
-local record, events = KEYS[1], KEYS[2]
+local record, events, all_nodes = KEYS[1], KEYS[2], KEYS[7]
 local indexes = { INIT = KEYS[3], READY = KEYS[4], NOTREADY = KEYS[5], UNKNOWN = KEYS[6] }
 local id, by, request, maxlen = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local nodes = ARGV[5]
@@ -31,7 +32,7 @@ end
 if not moves("fail_start", status.state) then
   return { "TRANSITION", status.state }
 end
-probe(events, nodes .. status.node)
+probe(events, nodes .. status.node, all_nodes)
 
-erase(record, events, indexes, nodes, maxlen, id, "fail_start", status, by, request)
+erase(record, events, indexes, all_nodes, nodes, maxlen, id, "fail_start", status, by, request)
 return { "OK", "1" }

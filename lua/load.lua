@@ -3,6 +3,7 @@
 -- KEYS[1]    record     <prefix>:{<p>}:status:<id>
 -- KEYS[2]    events     <prefix>:{<p>}:events
 -- KEYS[3-6]  indexes    <prefix>:{<p>}:state:<STATE>, for INIT, READY, NOTREADY, UNKNOWN
+-- KEYS[7]    all_nodes  <prefix>:{<p>}:nodes
 --
 -- ARGV[1]  id           the sandbox
 -- ARGV[2]  by           the agent that asks
@@ -27,7 +28,7 @@
 -- @include lib/status
 -- @include lib/change
 
-local record, events = KEYS[1], KEYS[2]
+local record, events, all_nodes = KEYS[1], KEYS[2], KEYS[7]
 local indexes = { INIT = KEYS[3], READY = KEYS[4], NOTREADY = KEYS[5], UNKNOWN = KEYS[6] }
 local id, by, request, maxlen = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local nodes, node, epoch, created_at = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -44,9 +45,9 @@ end
 if not allows("load", "absent", state) then
   return { "TRANSITION", "absent" }
 end
-probe(events, nodes .. node)
+probe(events, nodes .. node, all_nodes)
 
 local status = { state = state, pid = pid, created_at = created_at, exited_at = exited_at,
   exit_status = exit_status, node = node, epoch = epoch }
-insert(record, events, indexes, nodes, maxlen, id, "load", status, by, request, metadata)
+insert(record, events, indexes, all_nodes, nodes, maxlen, id, "load", status, by, request, metadata)
 return whole(record)

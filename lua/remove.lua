@@ -3,6 +3,7 @@
 -- KEYS[1]    record     <prefix>:{<p>}:status:<id>
 -- KEYS[2]    events     <prefix>:{<p>}:events
 -- KEYS[3-6]  indexes    <prefix>:{<p>}:state:<STATE>, for INIT, READY, NOTREADY, UNKNOWN
+-- KEYS[7]    all_nodes  <prefix>:{<p>}:nodes
 --
 -- ARGV[1]  id           the sandbox
 -- ARGV[2]  by           the agent that asks
@@ -20,7 +21,7 @@
 -- @include lib/status
 -- @include lib/change
 
-local record, events = KEYS[1], KEYS[2]
+local record, events, all_nodes = KEYS[1], KEYS[2], KEYS[7]
 local indexes = { INIT = KEYS[3], READY = KEYS[4], NOTREADY = KEYS[5], UNKNOWN = KEYS[6] }
 local id, by, request, maxlen = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local nodes, force = ARGV[5], ARGV[6]
@@ -34,9 +35,10 @@ local after = moves(operation, status.state)
 if not after then
   return { "TRANSITION", status.state }
 end
-probe(events, nodes .. status.node)
+probe(events, nodes .. status.node, all_nodes)
 permit("DEL", record)
 permit("ZREM", nodes .. status.node, id)
+permit("ZREM", all_nodes, id)
 
 if after == "NOTREADY" then
   probe(events, indexes.NOTREADY)
@@ -44,5 +46,5 @@ if after == "NOTREADY" then
   status.state, status.pid = "NOTREADY", "0"
   move(record, events, indexes, maxlen, id, "stop", before, status, by, request)
 end
-erase(record, events, indexes, nodes, maxlen, id, "remove", status, by, request)
+erase(record, events, indexes, all_nodes, nodes, maxlen, id, "remove", status, by, request)
 return { "OK", "1" }

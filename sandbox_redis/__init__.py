@@ -5,18 +5,25 @@ contract, in Redis, for many processes on many hosts. Start with `SandboxStore` 
 """
 
 from sandbox_redis.aio import AsyncSandboxStore, AsyncStatusStorage
-from sandbox_redis.batch import Batch, Result
+from sandbox_redis.batch import Batch
 from sandbox_redis.errors import (
     AlreadyExistsError,
+    AmbiguousIDError,
+    CompactedError,
     ConflictError,
     InvalidArgumentError,
     NotFoundError,
     OutcomeUnknownError,
     SandboxError,
     SchemaError,
+    StoreRolledBackError,
     StoreUnavailableError,
     TransitionError,
+    WaitTimeoutError,
 )
+from sandbox_redis.in_step import Result
+from sandbox_redis.listing import Page
+from sandbox_redis.queries import Counts
 from sandbox_redis.record import Event, Metadata, Sandbox, Status
 from sandbox_redis.states import State
 from sandbox_redis.store import SandboxStore, StatusStorage
@@ -26,15 +33,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyExistsError",
+    "AmbiguousIDError",
     "AsyncSandboxStore",
     "AsyncStatusStorage",
     "Batch",
+    "CompactedError",
     "ConflictError",
+    "Counts",
     "Event",
     "InvalidArgumentError",
     "Metadata",
     "NotFoundError",
     "OutcomeUnknownError",
+    "Page",
     "Result",
     "Sandbox",
     "SandboxError",
@@ -43,7 +54,9 @@ __all__ = [
     "State",
     "Status",
     "StatusStorage",
+    "StoreRolledBackError",
     "StoreUnavailableError",
     "TransitionError",
     "UpdateFunc",
+    "WaitTimeoutError",
 ]

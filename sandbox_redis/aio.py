@@ -5,18 +5,23 @@ stands in ``operations.py``; here is only sending, waiting and returning.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import wraps
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.audit import audit
-from sandbox_redis.batch import CHUNK, Batch
+from sandbox_redis.batch import Batch
+from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
+from sandbox_redis.in_step import CHUNK
 from sandbox_redis.operations import Operations
-from sandbox_redis.record import Status
+from sandbox_redis.queries import Listing
+from sandbox_redis.record import Sandbox, Status
+from sandbox_redis.selection import selection
 from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT
+from sandbox_redis.states import State
 from sandbox_redis.transaction import UpdateFunc
 from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Unsent
 
@@ -96,7 +101,13 @@ class AsyncSandboxStore:
         )
 
     get = _played(Operations.get)
+    get_many = _played(Operations.get_many)
     ids = _played(Operations.ids)
+    page = _played(Operations.page)
+    count = _played(Operations.count)
+    counts = _played(Operations.counts)
+    resolve = _played(Operations.resolve)
+    history = _played(Operations.history)
     create = _played(Operations.create)
     load = _played(Operations.load)
     start = _played(Operations.start)
@@ -107,6 +118,41 @@ class AsyncSandboxStore:
     update = _played(Operations.update)
     remove = _played(Operations.remove)
     audit = _played(audit)
+
+    def list(
+        self,
+        *,
+        states: Iterable[State] | None = None,
+        cri_state: str | None = None,
+        sandbox_id: str | None = None,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        namespace: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Sandbox]:
+        """Same as `SandboxStore.list`, with ``async for``."""
+        wanted = selection(
+            states=states, cri_state=cri_state, sandbox_id=sandbox_id, node=node, labels=labels, namespace=namespace
+        )
+        return self._pages(Listing(self._operations, wanted, after, limit, timeout))
+
+    async def _pages(self, listing: Listing) -> AsyncIterator[Sandbox]:
+        page = listing.took(await play(self._lane, listing.next()))
+        while listing.more:
+            ahead = asyncio.ensure_future(play(self._lane, listing.next()))
+            try:
+                for sandbox in page.sandboxes():
+                    yield sandbox
+                try:
+                    page = listing.took(await ahead)
+                except StoreUnavailableError:  # perhaps only since, while nobody looked
+                    page = listing.took(await play(self._lane, listing.next()))
+            finally:
+                ahead.cancel()
+        for sandbox in page.sandboxes():
+            yield sandbox
 
     def status(self, sandbox_id: str) -> AsyncStatusStorage:
         """Same as `SandboxStore.status`."""

@@ -83,6 +83,11 @@ def _partition(operations: Operations, layout: Keys, partition: int, result: Aud
             f"the index {start}{value} has {i} without reason" for i, value in sorted(indexed - expected)
         ]
 
+    (members,) = yield from ask(("ZRANGE", layout.nodes(partition), 0, -1))
+    named, used = {_text(member) for member in members}, {_text(f[b"node"]) for f in records.values() if f.get(b"node")}
+    result.problems += [f"{layout.nodes(partition)} lacks {node}" for node in sorted(used - named)]
+    result.problems += [f"{layout.nodes(partition)} has {node} without reason" for node in sorted(named - used)]
+
     entries: list[tuple[bytes, list[bytes]]] = []
     after = "-"
     while True:

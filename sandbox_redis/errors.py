@@ -4,12 +4,16 @@
 
     SandboxError
     ├── NotFoundError             there is no such sandbox
+    ├── AmbiguousIDError          several ids begin so
     ├── AlreadyExistsError        the id is taken
     ├── TransitionError           the state machine has no such move
     ├── ConflictError             others kept changing the sandbox until the deadline
     ├── InvalidArgumentError      refused before anything was sent (also a ValueError)
     ├── OutcomeUnknownError       the write may or may not have happened
     ├── StoreUnavailableError     the server cannot serve now; nothing was written
+    ├── WaitTimeoutError          what was waited for has not happened in time (also a TimeoutError)
+    ├── CompactedError            the events behind a cursor are not all there any more
+    │   └── StoreRolledBackError  the server has lost data, and those events with it
     └── SchemaError               what is in Redis is not what this release can read
 
 The facts are attributes, the message says what to do next, and every error pickles.
@@ -56,6 +60,21 @@ class NotFoundError(SandboxError):
 
     def __init__(self, id: str) -> None:
         super().__init__(f"sandbox {id!r} does not exist: it was never created, or it has been removed", id=id)
+
+
+class AmbiguousIDError(SandboxError):
+    """Several ids begin with `prefix`; `matches` are the first of them."""
+
+    prefix: str
+    matches: tuple[str, ...]
+
+    def __init__(self, prefix: str, matches: tuple[str, ...], *, more: bool = False) -> None:
+        super().__init__(
+            f"several sandboxes begin with {prefix!r}: {', '.join(matches)}{' and more' if more else ''}; give more of"
+            " the id",
+            prefix=prefix,
+            matches=matches,
+        )
 
 
 class AlreadyExistsError(SandboxError):
@@ -146,6 +165,36 @@ class StoreUnavailableError(SandboxError):
 
     def __init__(self, address: str, code: str, reason: str, advice: str) -> None:
         super().__init__(f"the store at {address} is not available: {reason}; {advice}", address=address, code=code)
+
+
+class WaitTimeoutError(SandboxError, TimeoutError):
+    """What was waited for has not happened in time. Nothing is wrong with the store."""
+
+    id: str
+    seconds: float
+
+    def __init__(self, id: str, seconds: float, wanted: str) -> None:
+        super().__init__(f"sandbox {id!r} was not {wanted} within {seconds:g} s", id=id, seconds=seconds)
+
+
+class CompactedError(SandboxError):
+    """The events behind `cursor` are not all there any more: a watch from there would have a gap."""
+
+    cursor: str
+
+    def __init__(self, cursor: str, reason: str = "they have been trimmed") -> None:
+        super().__init__(
+            f"the events behind {cursor!r} are not all there any more: {reason}; list again, and watch from there",
+            cursor=cursor,
+        )
+
+
+class StoreRolledBackError(CompactedError):
+    """The server has lost data that it had confirmed, and the events behind `cursor` with it: it was restarted without
+    persistence, failed over to a replica that lagged, or was flushed."""
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(cursor, "the server has lost data since")
 
 
 class SchemaError(SandboxError):

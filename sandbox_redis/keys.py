@@ -42,12 +42,20 @@ class Keys:
         """Sorted set, all scores 0: the ids on one node."""
         return f"{self.prefix}:{{{partition}}}:node:{node}"
 
+    def nodes(self, partition: int) -> str:
+        """Sorted set, all scores 0: the nodes that have sandboxes."""
+        return f"{self.prefix}:{{{partition}}}:nodes"
+
     def events(self, partition: int) -> str:
         """Stream: every change in a partition, in order."""
         return f"{self.prefix}:{{{partition}}}:events"
 
+    def states(self, partition: int) -> tuple[str, ...]:
+        """The indexes of the four states."""
+        return tuple(self.state(partition, state) for state in State)
+
     def change(self, sandbox_id: str) -> tuple[str, ...]:
-        """What one change of a sandbox may write: record, events, and the indexes of the four states."""
+        """What one change of a sandbox may write: record, events, the indexes of the four states, and the nodes."""
         partition = self.partition(sandbox_id)
         head = f"{self.prefix}:{{{partition}}}:"
         return (
@@ -57,6 +65,7 @@ class Keys:
             f"{head}state:READY",
             f"{head}state:NOTREADY",
             f"{head}state:UNKNOWN",
+            f"{head}nodes",
         )
 
 

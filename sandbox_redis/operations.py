@@ -1,4 +1,5 @@
-"""Every operation of the store, once, for the sync store, the asyncio store and batches alike.
+"""Every operation of the store that writes, once, for the sync store, the asyncio store and batches alike; those that
+only read stand in ``queries.py``.
 
 Each is a generator: it checks its arguments, yields what is to be sent and returns the result. It does no I/O and
 imports no redis. How to reach the server stands in ``exchange.py``, what a record looks like in ``record.py``.
@@ -8,11 +9,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from sandbox_redis import checks
-from sandbox_redis.errors import InvalidArgumentError, NotFoundError, TransitionError
+from sandbox_redis.errors import InvalidArgumentError, TransitionError
+from sandbox_redis.queries import Queries
 from sandbox_redis.record import (
     Metadata,
     Sandbox,
@@ -23,105 +24,13 @@ from sandbox_redis.record import (
     status_to_fields,
     time_to_text,
 )
-from sandbox_redis.session import Session
 from sandbox_redis.states import State
 from sandbox_redis.transaction import UpdateFunc, optimistic
-from sandbox_redis.wire import Op, ServerError
+from sandbox_redis.wire import Op
 
 
-class Operations(Session):
+class Operations(Queries):
     """The operations of one store."""
-
-    # -- reading
-
-    def get(self, sandbox_id: str, *, timeout: float | None = None) -> Op[Sandbox]:
-        """Read one sandbox, in any state. One round trip.
-
-        A record that cannot be decoded is returned as UNKNOWN, with its `problem`.
-
-        Args:
-            sandbox_id: the whole id.
-            timeout: seconds until the call gives up; the store's own `timeout` when None.
-
-        Raises:
-            NotFoundError: there is no such sandbox.
-            SchemaError: its key holds something other than a hash.
-            StoreUnavailableError: the server could not answer before the timeout.
-        """
-        deadline = self.deadline(timeout)
-        checks.sandbox_id(sandbox_id)
-        layout = yield from self.open(deadline, write=False)
-        key = layout.status(sandbox_id)
-        (reply,) = yield from self.exchange.ask(key, (("HGETALL", key),), deadline)
-        if isinstance(reply, ServerError):
-            yield from self.wrong_type((key,), deadline)
-        if not reply:
-            raise NotFoundError(sandbox_id)
-        return sandbox_from_fields(sandbox_id, key, hash_reply(reply))
-
-    def port_forward(self, sandbox_id: str, *, timeout: float | None = None) -> Op[Sandbox]:
-        """Make sure that ports of the sandbox may be forwarded: a guard, which writes nothing. One round trip.
-
-        Only READY passes, as in containerd's ``PortForward``.
-
-        Raises:
-            NotFoundError, TransitionError: it may not.
-            SchemaError, StoreUnavailableError: as for `get`.
-        """
-        deadline = self.deadline(timeout)
-        checks.sandbox_id(sandbox_id)
-        layout = yield from self.open(deadline, write=False)
-        key = layout.status(sandbox_id)
-        reply = yield from self.exchange.run("port_forward", (key,), (), deadline)
-        if isinstance(reply, ServerError):
-            yield from self.wrong_type((key,), deadline)
-        return self.sandbox("port_forward", sandbox_id, key, reply)
-
-    def ids(
-        self, *, states: Iterable[State] | None = None, node: str | None = None, timeout: float | None = None
-    ) -> Op[list[str]]:
-        """The ids of the sandboxes in some states, on one node or all. One round trip for each partition; no record is
-        read.
-
-        Args:
-            states: READY, NOTREADY and UNKNOWN when None: as in CRI's ``ListPodSandbox``, INIT is there only when
-            asked for.
-            node: only those on this node; on any when None.
-            timeout: seconds until the call gives up; the store's own `timeout` when None.
-
-        Returns:
-            The ids, in order. Each was in one of the states when its partition was read.
-
-        Raises:
-            InvalidArgumentError: an argument breaks its rule; nothing was sent.
-            SchemaError, StoreUnavailableError: as for `get`.
-        """
-        deadline = self.deadline(timeout)
-        if isinstance(states, str) or not isinstance(states, Iterable | None):
-            raise InvalidArgumentError("states", states, "some states are needed, or None")
-        wanted = [State.READY, State.NOTREADY, State.UNKNOWN] if states is None else list(states)
-        for state in wanted:
-            if not isinstance(state, State):
-                raise InvalidArgumentError("states", state, f"one of {', '.join(State)} is needed")
-        if node is not None and not checks.node(node):
-            raise InvalidArgumentError("node", node, "it must not be empty; leave it out for all nodes")
-        layout = yield from self.open(deadline, write=False)
-        found: list[str] = []
-        for partition in range(layout.partitions):
-            names = [layout.state(partition, state) for state in wanted]
-            names += [] if node is None else [layout.node(partition, node)]
-            if not wanted:
-                break
-            ranges = tuple(("ZRANGE", name, 0, -1) for name in names)
-            replies = yield from self.exchange.ask(names[0], ranges, deadline)
-            if any(isinstance(reply, ServerError) for reply in replies):
-                yield from self.wrong_type(tuple(names), deadline, (b"zset",) * len(names))
-            ids = {member for reply in replies[: len(wanted)] for member in reply}
-            found += [
-                member.decode(errors="backslashreplace")
-                for member in (ids if node is None else ids.intersection(replies[-1]))
-            ]
-        return sorted(found)
 
     # -- creating
 

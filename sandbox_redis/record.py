@@ -99,6 +99,13 @@ class Event:
     """The agent that asked for it."""
     request: str
     """The token of the write."""
+    places: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Where its watch stood behind it: a revision for each partition."""
+
+    @property
+    def cursor(self) -> str:
+        """Where a watch goes on behind this event: what its ``since`` takes. Text, to be stored anywhere."""
+        return ",".join(self.places) or self.revision
 
 
 def _datetime(ns: int) -> datetime | None:
@@ -208,7 +215,12 @@ def _unpack(value: bytes) -> Any:
         raise ValueError(f"msgpack cannot read it ({error})") from None
 
 
+_shared = lru_cache(maxsize=4096)(bytes.decode)  # what many records have in common is in memory once
+
+_text: Final = dict.fromkeys((b"name", b"uid", b"revision", b"id", b"request"), bytes.decode)
+
 _DECODERS: Final[dict[bytes, Callable[[bytes], Any]]] = {
+    **_text,
     b"state": _state,
     b"pid": _uint32,
     b"created_at": _time,
@@ -217,10 +229,12 @@ _DECODERS: Final[dict[bytes, Callable[[bytes], Any]]] = {
     b"attempt": _uint32,
     b"epoch": _uint32,
     b"before": _state,
-} | dict.fromkeys(
-    (b"node", b"name", b"namespace", b"uid", b"runtime_handler", b"revision", b"id", b"transition", b"by", b"request"),
-    bytes.decode,
-)
+    b"node": _shared,
+    b"namespace": _shared,
+    b"runtime_handler": _shared,
+    b"transition": _shared,
+    b"by": _shared,
+}
 
 
 _DEFAULTS: Final[dict[bytes, Any]] = dict.fromkeys(_DECODERS, "") | {
@@ -248,16 +262,17 @@ def _decode(where: str, fields: Mapping[bytes, bytes]) -> tuple[dict[bytes, Any]
     annotations: dict[str, str] = {}
     extensions: dict[str, Any] = {}
     problem = None
+    decoder_of = _DECODERS.get
     for name, value in fields.items():
         try:
-            if name in _DECODERS:
-                known[name] = _DECODERS[name](value)
+            if (decoder := decoder_of(name)) is not None:
+                known[name] = decoder(value)
             elif name.startswith(b"label:"):
-                labels[name[6:].decode()] = value.decode()
+                labels[_shared(name[6:])] = _shared(value)
             elif name.startswith(b"annotation:"):
-                annotations[name[11:].decode()] = value.decode()
+                annotations[_shared(name[11:])] = value.decode()
             elif name.startswith(b"ext:"):
-                extensions[name[4:].decode()] = _unpack(value)
+                extensions[_shared(name[4:])] = _unpack(value)
         except ValueError as error:  # UnicodeDecodeError is one
             shown = repr(value if len(value) <= 60 else value[:60] + b"...")
             problem = problem or f"{where}, field {name.decode(errors='replace')!r} holds {shown[1:]}: {error}"
@@ -287,6 +302,78 @@ def sandbox_from_fields(sandbox_id: str, key: str, fields: Mapping[bytes, bytes]
         known[b"exit_status"],
     )
     return Sandbox(sandbox_id, known[b"node"], status, metadata, known[b"revision"], known[b"epoch"], problem)
+
+
+class _Shape:
+    """Where what stands in records that have the same fields in the same order, as nearly all have: reading one by its
+    shape takes two thirds of the time of reading it field by field. What is not as it should be raises something."""
+
+    __slots__ = ("annotations", "at", "labels", "plain")
+
+    def __init__(self, names: tuple[bytes, ...]) -> None:
+        place = {name: 2 * i + 1 for i, name in enumerate(names)}
+        texts = (b"node", b"name", b"namespace", b"uid", b"runtime_handler", b"revision")
+        self.at = (
+            place.get(b"state", 0),
+            *(place.get(name, -1) for name in (b"pid", b"exit_status", b"attempt", b"epoch")),
+            *(place.get(name, 0) for name in (b"created_at", b"exited_at")),
+            *(place.get(name, -2) for name in texts),
+        )
+        self.plain = b"state" in place and not any(name.startswith(b"ext:") for name in names)
+        try:
+            self.labels = [(name[6:].decode(), i) for name, i in place.items() if name.startswith(b"label:")]
+            self.annotations = [(name[11:].decode(), i) for name, i in place.items() if name.startswith(b"annotation:")]
+        except UnicodeDecodeError:
+            self.plain = False
+
+    def read(self, sandbox_id: str, flat: list[bytes]) -> Sandbox:
+        """The sandbox in a record; `flat` ends with an empty text and a zero, for what it lacks."""
+        state, pid, exit_status, attempt, epoch, created, exited, node, name, space, uid, handler, revision = self.at
+        return Sandbox(
+            sandbox_id,
+            _shared(flat[node]),
+            Status(
+                _STATES[flat[state]],
+                _uint32(flat[pid]),
+                _time(flat[created]) if created else 0,
+                _time(flat[exited]) if exited else 0,
+                0 if (number := flat[exit_status]) == b"0" else _uint32(number),
+            ),
+            Metadata(
+                flat[name].decode(),
+                _shared(flat[space]),
+                flat[uid].decode(),
+                0 if (number := flat[attempt]) == b"0" else _uint32(number),
+                _shared(flat[handler]),
+                {key: _shared(flat[i]) for key, i in self.labels},
+                {key: flat[i].decode() for key, i in self.annotations},
+            ),
+            flat[revision].decode(),
+            0 if (number := flat[epoch]) == b"0" else _uint32(number),
+        )
+
+
+_shapes: dict[tuple[bytes, ...], _Shape] = {}
+_SHAPES_MAX: Final = 4096
+
+
+def _shape(names: tuple[bytes, ...]) -> _Shape:
+    if len(_shapes) >= _SHAPES_MAX:
+        _shapes.clear()
+    shape = _shapes[names] = _Shape(names)
+    return shape
+
+
+def sandbox_from_flat(sandbox_id: str, key: str, flat: list[bytes]) -> Sandbox:
+    """As `sandbox_from_fields`, from a flat list of fields and values."""
+    names = tuple(flat[::2])
+    shape = _shapes.get(names) or _shape(names)
+    if shape.plain:
+        try:
+            return shape.read(sandbox_id, [*flat, b"", b"0"])
+        except (KeyError, ValueError):
+            pass  # the careful way finds out why
+    return sandbox_from_fields(sandbox_id, key, pairs(flat))
 
 
 def event_from_fields(revision: str, key: str, fields: Mapping[bytes, bytes]) -> Event:

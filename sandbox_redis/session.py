@@ -19,9 +19,18 @@ TIMEOUT: Final = 5.0  # seconds
 EVENTS_MAXLEN: Final = 100_000  # events in each partition
 PARTITIONS_MAX: Final = 16_384  # as many as a cluster has slots; more would share them
 FLOOR_AGE: Final = 10.0  # seconds; 100,000 events, which a partition keeps, are not written in this time
-_TYPES: Final = (b"hash", b"stream", b"zset", b"zset", b"zset", b"zset", b"zset")  # of Keys.change, and a node's index
+_TYPES: Final = (
+    b"hash",
+    b"stream",
+    b"zset",
+    b"zset",
+    b"zset",
+    b"zset",
+    b"zset",
+    b"zset",
+)  # of Keys.change, and a node's index
 _ADDING: Final = frozenset({"create", "load"})  # they know the node
-_NODES: Final = frozenset({"create", "load", "fail_start", "remove"})  # their scripts write the index of a node, too
+_NODES: Final = frozenset({"create", "load", "fail_start", "remove"})  # their scripts write the indexes of nodes, too
 
 
 class Session:
@@ -120,7 +129,8 @@ class Session:
         if operation in _NODES:
             args = (layout.node(layout.partition(sandbox_id), ""), *args)
         whole = (sandbox_id, self.agent, trace.request, self.maxlen, *args)
-        reply = yield from self.exchange.write(operation, names, whole, trace, deadline)
+        used = names if operation in _NODES else names[:-1]
+        reply = yield from self.exchange.write(operation, used, whole, trace, deadline)
         if isinstance(reply, ServerError):
             node = args[1] if operation in _ADDING else None
             if node is None:

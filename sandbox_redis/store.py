@@ -6,18 +6,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from sandbox_redis.audit import audit
-from sandbox_redis.batch import CHUNK, Batch
+from sandbox_redis.batch import Batch
+from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
+from sandbox_redis.in_step import CHUNK
 from sandbox_redis.operations import Operations
-from sandbox_redis.record import Status
+from sandbox_redis.queries import Listing
+from sandbox_redis.record import Sandbox, Status
+from sandbox_redis.selection import selection
 from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT
+from sandbox_redis.states import State
 from sandbox_redis.transaction import UpdateFunc
 from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Unsent
 
@@ -115,7 +120,13 @@ class SandboxStore:
         )
 
     get = _played(Operations.get)
+    get_many = _played(Operations.get_many)
     ids = _played(Operations.ids)
+    page = _played(Operations.page)
+    count = _played(Operations.count)
+    counts = _played(Operations.counts)
+    resolve = _played(Operations.resolve)
+    history = _played(Operations.history)
     create = _played(Operations.create)
     load = _played(Operations.load)
     start = _played(Operations.start)
@@ -126,6 +137,53 @@ class SandboxStore:
     update = _played(Operations.update)
     remove = _played(Operations.remove)
     audit = _played(audit)
+
+    def list(
+        self,
+        *,
+        states: Iterable[State] | None = None,
+        cri_state: str | None = None,
+        sandbox_id: str | None = None,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        namespace: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Sandbox]:
+        """The sandboxes that fit, page by page: each page is on its way while you are busy with the one before.
+
+        They come in the order of their ids within each partition, each at most once; one that is there all the time
+        comes exactly once. However many there are, no more than two pages are in memory.
+
+        Args:
+            states, cri_state, sandbox_id, node, labels, namespace: which; see `page`.
+            after: the cursor of a page, to go on behind it.
+            limit: how many at most; all when None.
+            timeout: seconds for each page; the store's own `timeout` when None.
+
+        Raises:
+            InvalidArgumentError: an argument breaks its rule; nothing was sent.
+            SchemaError, StoreUnavailableError: as for `get`; a part is never taken for the whole.
+        """
+        wanted = selection(
+            states=states, cri_state=cri_state, sandbox_id=sandbox_id, node=node, labels=labels, namespace=namespace
+        )
+        return self._pages(Listing(self._operations, wanted, after, limit, timeout))
+
+    def _pages(self, listing: Listing) -> Iterator[Sandbox]:
+        page = listing.took(play(self._lane, listing.next()))
+        while listing.more:
+            ahead = Ahead(self._lane, listing.next())
+            try:
+                yield from page.sandboxes()
+                try:
+                    page = listing.took(ahead.finish())
+                except StoreUnavailableError:  # perhaps only since, while nobody looked
+                    page = listing.took(play(self._lane, listing.next()))
+            finally:
+                ahead.abandon()
+        yield from page.sandboxes()
 
     def status(self, sandbox_id: str) -> StatusStorage:
         """The status of one sandbox, as containerd's ``StatusStorage``. Nothing is sent."""
@@ -170,10 +228,9 @@ class StatusStorage:
         return self._store.update(self._id, fn, timeout=timeout).status
 
 
-def play(lane: Lane, op: Op[T]) -> T:
-    """Carry an operation out to its end: the driver for threads."""
+def play(lane: Lane, op: Op[T], reply: Any = None) -> T:
+    """Carry an operation out to its end: the driver for threads. `reply` is for what it has already asked."""
     held: Leased | None = None
-    reply: Any = None
     try:
         while True:
             try:
@@ -210,6 +267,46 @@ def play(lane: Lane, op: Op[T]) -> T:
     finally:
         if held is not None:
             held.connection.disconnect()  # it may still WATCH
+
+
+class Ahead(Generic[T]):
+    """An operation that has sent what it sends first; the server is at work on it until it is finished."""
+
+    def __init__(self, lane: Lane, op: Op[T]) -> None:
+        self._lane = lane
+        self._op = op
+        self._request = op.send(None)
+        self._failure: Failure | None = None
+        self._leased: Leased | None = None
+        if isinstance(self._request, Send) and self._request.lease is Lease.ANY:
+            leased = lane.lease(self._request.key)
+            try:
+                lane.send(leased, self._request.commands, self._request.timeout)
+                self._leased = leased
+            except Failure as failure:
+                self._failure = failure
+
+    def finish(self) -> T:
+        """Carry it out to its end."""
+        if self._leased is not None and isinstance(self._request, Send):
+            leased, self._leased = self._leased, None
+            try:
+                reply: Any = self._lane.receive(leased, self._request.commands)
+                self._lane.give_back(leased)
+            except Failure as failure:
+                reply = failure
+        elif self._failure is not None:
+            reply = self._failure
+        else:
+            reply = None
+            if isinstance(self._request, SendAll):
+                _send_all(self._lane, self._request)
+        return play(self._lane, self._op, reply)
+
+    def abandon(self) -> None:
+        """Nobody wants it any more, unless it is finished."""
+        if self._leased is not None:
+            self._leased.connection.disconnect()
 
 
 def _send_all(lane: Lane, request: SendAll) -> None:

@@ -60,7 +60,7 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
                 yield from _unwatch(key, deadline)
                 return seen
             args = (sandbox_id, session.agent, trace.request, session.maxlen, *fields, record.get(b"revision", b"none"))
-            commands = (("MULTI",), evalsha("update", names, args), ("EXEC",))
+            commands = (("MULTI",), evalsha("update", names[:-1], args), ("EXEC",))
             writing = True
             multi, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST)
             writing = False

@@ -19,9 +19,22 @@ class BlockingStore:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.wrapped, name)
+        if name == "list":
+            return lambda *args, **kwargs: self.iterate(value(*args, **kwargs))
         if not inspect.iscoroutinefunction(value):
             return value
         return lambda *args, **kwargs: self.runner.run(value(*args, **kwargs))
+
+    def iterate(self, iterator):
+        """An asynchronous iterator as a generator; ending it early ends the other one."""
+        try:
+            while True:
+                try:
+                    yield self.runner.run(anext(iterator))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self.runner.run(iterator.aclose())
 
     @contextmanager
     def batch(self):

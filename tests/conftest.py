@@ -129,7 +129,9 @@ def client(backend: str, servers: Callable[[str], EmbeddedServer], prefix: str) 
         looking.unlink(*keys)  # audits scan the whole server
     looking.close()
     states = "|".join(State)
-    known = re.compile(rf"{prefix}:(meta|{{\d+}}:(status:.+|node:.+|events|state:({states})))".encode(), re.DOTALL)
+    known = re.compile(
+        rf"{prefix}:(meta|{{\d+}}:(status:.+|node:.+|nodes|events|state:({states})))".encode(), re.DOTALL
+    )
     assert {key for key in keys if not known.fullmatch(key)} == set()
 
 

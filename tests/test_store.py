@@ -139,7 +139,7 @@ def test_a_sandbox_belongs_to_the_partition_of_its_crc32(open_store, client, pre
     keys = {f"{prefix}:meta"}
     for sandbox_id in ids:
         head = f"{prefix}:{{{zlib.crc32(sandbox_id.encode()) % partitions}}}"
-        keys |= {f"{head}:status:{sandbox_id}", f"{head}:events", f"{head}:state:INIT", f"{head}:node:node-1"}
+        keys |= {f"{head}:{name}" for name in (f"status:{sandbox_id}", "events", "state:INIT", "node:node-1", "nodes")}
         assert client.zscore(f"{head}:state:INIT", sandbox_id) == client.zscore(f"{head}:node:node-1", sandbox_id) == 0
     assert set(snapshot()) == keys
     assert store.ids(states=[State.INIT], node="node-1") == sorted(ids)

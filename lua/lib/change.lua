@@ -3,9 +3,10 @@
 
 -- probe: fail on keys of another type before anything is written, because a failed script is not rolled back. The key
 -- that is written first need not be probed.
-local function probe(events, index)
+local function probe(events, index, other)
   redis.call("XLEN", events)
   redis.call("ZCARD", index)
+  redis.call("ZCARD", other or index)
 end
 
 -- permit: fail on a command that this user may not send, before anything is written, for the same reason.
@@ -78,13 +79,17 @@ local function move(record, events, indexes, maxlen, id, transition, before, sta
 end
 
 -- erase: delete a record with its index entries, and append the event that says so.
-local function erase(record, events, indexes, nodes, maxlen, id, transition, status, by, request)
+local function erase(record, events, indexes, all_nodes, nodes, maxlen, id, transition, status, by, request)
   permit("XADD", events, "*", "id", id)
   permit("DEL", record)
   permit("ZREM", nodes .. status.node, id)
+  permit("ZREM", all_nodes, id)
   leave(indexes, status.state, id)
   if status.node ~= "" then
     redis.call("ZREM", nodes .. status.node, id)
+    if redis.call("ZCARD", nodes .. status.node) == 0 then
+      redis.call("ZREM", all_nodes, status.node)
+    end
   end
   event(events, maxlen, id, transition, status.state, nil, status, by, request)
   redis.call("DEL", record)
@@ -92,14 +97,16 @@ end
 
 -- insert: write a record that was not there, with its index entries and its event. `metadata` is a flat list of
 -- fields and values.
-local function insert(record, events, indexes, nodes, maxlen, id, transition, status, by, request, metadata)
+local function insert(record, events, indexes, all_nodes, nodes, maxlen, id, transition, status, by, request, metadata)
   permit("HGETALL", record)
   permit("XADD", events, "*", "id", id)
   permit("HSET", record, "state", status.state)
   permit("ZADD", nodes .. status.node, 0, id)
+  permit("ZADD", all_nodes, 0, id)
   redis.call("ZADD", indexes[status.state], 0, id)
   if status.node ~= "" then
     redis.call("ZADD", nodes .. status.node, 0, id)
+    redis.call("ZADD", all_nodes, 0, status.node)
   end
   local revision = event(events, maxlen, id, transition, nil, status.state, status, by, request, metadata)
   local fields = { "revision", revision, "request", request }

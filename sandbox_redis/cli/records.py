@@ -10,11 +10,12 @@ from typing import Annotated, TypeVar
 import typer
 
 from sandbox_redis import checks
-from sandbox_redis.batch import Batch, Result
+from sandbox_redis.batch import Batch
 from sandbox_redis.cli import shape, show, text
 from sandbox_redis.cli.options import Exit, Form, Pid, Where, one_id, some_ids, time_option
 from sandbox_redis.cli.statuses import complain, complain_of
 from sandbox_redis.errors import NotFoundError, StoreUnavailableError
+from sandbox_redis.in_step import Result
 from sandbox_redis.record import Sandbox
 from sandbox_redis.states import State
 from sandbox_redis.store import SandboxStore
