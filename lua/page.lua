@@ -100,7 +100,7 @@ while walk and #found < 2 * limit and spent < budget do
   walk.at = walk.at + 1
   if id ~= last then
     last = id
-    spent = spent + 1 + #names
+    spent = spent + (#names == 0 and 1 or 4 + #names)
     if #names == 0 or matches(id) then
       local fields = redis.pcall("HGETALL", records .. id)
       if fields.err then
