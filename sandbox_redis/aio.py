@@ -1,21 +1,21 @@
-"""The store for asyncio: `AsyncSandboxStore`, and the driver that carries its operations out. What the operations do
-stands in ``operations.py``; here is only sending, waiting and returning.
+"""The store for asyncio: `AsyncSandboxStore`. What its operations do stands in ``operations.py`` and ``queries.py``,
+how they are carried out in ``aio_driver.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import wraps
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
+from sandbox_redis.aio_driver import play
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
-from sandbox_redis.in_step import CHUNK
 from sandbox_redis.operations import Operations
 from sandbox_redis.queries import Listing
 from sandbox_redis.record import Sandbox, Status
@@ -23,12 +23,13 @@ from sandbox_redis.selection import selection
 from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT
 from sandbox_redis.states import State
 from sandbox_redis.transaction import UpdateFunc
-from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Unsent
+from sandbox_redis.watch import AsyncWatch
+from sandbox_redis.watching import ALL, Watching
+from sandbox_redis.wire import Op
 
 if TYPE_CHECKING:
     import redis.asyncio
 
-    from sandbox_redis.aio_lane import AsyncLane, AsyncLeased
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -108,6 +109,7 @@ class AsyncSandboxStore:
     counts = _played(Operations.counts)
     resolve = _played(Operations.resolve)
     history = _played(Operations.history)
+    wait = _played(Operations.wait)
     create = _played(Operations.create)
     load = _played(Operations.load)
     start = _played(Operations.start)
@@ -154,6 +156,35 @@ class AsyncSandboxStore:
         for sandbox in page.sandboxes():
             yield sandbox
 
+    def watch(
+        self,
+        *,
+        since: str | datetime | None = None,
+        sandbox_id: str | None = None,
+        node: str | None = None,
+        states: Iterable[State] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncWatch:
+        """Same as `SandboxStore.watch`. It begins with ``async with``, or with its first event."""
+        wanted = selection(states=states, node=node, sandbox_id=sandbox_id, default=ALL)
+        watching = Watching(self._operations, wanted, since, timeout)
+        return AsyncWatch(self._lane, watching)
+
+    async def list_and_watch(
+        self,
+        *,
+        states: Iterable[State] | None = None,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        namespace: str | None = None,
+        timeout: float | None = None,
+    ) -> tuple[Sequence[Sandbox], AsyncWatch]:
+        """Same as `SandboxStore.list_and_watch`."""
+        wanted = selection(states=states, node=node, labels=labels, namespace=namespace)
+        watching = Watching(self._operations, wanted, timeout=timeout)
+        watch = AsyncWatch(self._lane, watching)
+        return await watch.begin(watching.draw()), watch
+
     def status(self, sandbox_id: str) -> AsyncStatusStorage:
         """Same as `SandboxStore.status`."""
         return AsyncStatusStorage(self, sandbox_id)
@@ -195,66 +226,3 @@ class AsyncStatusStorage:
     async def update(self, fn: UpdateFunc, *, timeout: float | None = None) -> Status:
         """Replace the status by what `fn` makes of it; raises as `SandboxStore.update`."""
         return (await self._store.update(self._id, fn, timeout=timeout)).status
-
-
-async def play(lane: AsyncLane, op: Op[T]) -> T:
-    """Carry an operation out to its end: the driver for asyncio."""
-    held: AsyncLeased | None = None
-    reply: Any = None
-    try:
-        while True:
-            try:
-                request = op.throw(reply) if isinstance(reply, Failure) else op.send(reply)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            try:
-                if isinstance(request, Send):
-                    if request.lease is Lease.ANY:
-                        reply = await lane.submit(request.key, request.commands, request.timeout)
-                        continue
-                    if held is None:
-                        if request.lease is not Lease.TAKE:
-                            raise Unsent(lane.address, "the connection of this transaction was lost")
-                        held = await lane.lease(request.key, request.timeout)
-                    reply = await lane.exchange(held, request.commands, request.timeout)
-                    if request.lease is Lease.LAST:
-                        lane.give_back(held)
-                        held = None
-                elif isinstance(request, SendAll):
-                    await _send_all(lane, request)
-                    reply = None
-                else:
-                    if held is not None:
-                        await held.connection.disconnect(nowait=True)
-                        lane.give_back(held)
-                        held = None
-                    await asyncio.sleep(request.seconds)
-                    reply = None
-            except Failure as failure:
-                reply = failure
-                if held is not None:
-                    lane.give_back(held)  # it is closed
-                    held = None
-    finally:
-        if held is not None:
-            await held.connection.disconnect(nowait=True)  # it may still WATCH
-            lane.give_back(held)
-
-
-async def _send_all(lane: AsyncLane, request: SendAll) -> None:
-    """One packet after the other on the shared connection, then all replies: the server is at work meanwhile."""
-    packets = []
-    while chunk := list(islice(request.sends, CHUNK)):
-        commands = tuple(command for send in chunk for command in send.commands)
-        packets.append((chunk, lane.submit(chunk[0].key, commands, chunk[0].timeout)))
-        await asyncio.sleep(0)  # lets it be written
-    for chunk, future in packets:
-        try:
-            replies = iter(await future)
-        except Failure as failure:
-            for _ in chunk:
-                request.deliver(failure)
-        else:
-            for send in chunk:
-                request.deliver(list(islice(replies, len(send.commands))))

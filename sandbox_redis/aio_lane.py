@@ -77,10 +77,16 @@ class AsyncLane:
                 self._broken = True
         return leased
 
+    def own(self, key: str) -> AsyncLeased:
+        """A new connection, beside those for transactions: it will be blocked for long."""
+        self._here()
+        return AsyncLeased(self.endpoint.connection(), counted=False)
+
     def give_back(self, leased: AsyncLeased) -> None:
         """End a lease; what the connection was asked has been answered, or it is closed."""
-        self._idle.append(leased)
-        self._leases.release()
+        if leased.counted:
+            self._idle.append(leased)
+            self._leases.release()
 
     async def exchange(self, leased: AsyncLeased, commands: tuple[Command, ...], timeout: float) -> list[Any]:
         """Send one packet on a leased connection and read its replies, errors as `ServerError`.
@@ -166,10 +172,11 @@ async def read(connection: Any, command: Command) -> Any:
 class AsyncLeased:
     """One connection, and how to make the server drop it."""
 
-    __slots__ = ("connection", "fence")
+    __slots__ = ("connection", "counted", "fence")
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, *, counted: bool = True) -> None:
         self.connection = connection
+        self.counted = counted
         self.fence: Command | None = None
 
 

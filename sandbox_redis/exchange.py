@@ -78,6 +78,10 @@ class Deadline:
         self.said: SandboxError | None = None
         """What the server said of itself at last."""
 
+    def renewed(self) -> Deadline:
+        """Another one that is as long, from now on."""
+        return Deadline(self._timeout, self._clock)
+
     def passed(self) -> bool:
         """Whether it is over."""
         return self._clock() >= self._at

@@ -5,6 +5,7 @@ of what it carries, and repeats nothing.
 from __future__ import annotations
 
 import os
+import socket
 import time
 import weakref
 from collections import deque
@@ -49,6 +50,10 @@ class Lane:
                 leased.connection.disconnect()
                 self._broken = True
         return leased
+
+    def own(self, key: str) -> Leased:
+        """A new connection, never given back: it will be blocked for long."""
+        return Leased(self.endpoint.connection())
 
     def give_back(self, leased: Leased) -> None:
         """End a lease; what the connection was asked has been answered."""
@@ -141,6 +146,11 @@ class Leased:
         self.timeout = 0.0
         self.idle_since = 0.0
         self.fence: Command | None = None
+
+    def interrupt(self) -> None:
+        """End what another thread does with it, at once."""
+        with suppress(AttributeError, OSError):  # it is not connected, or it is fakeredis, or already closed
+            self.connection._sock.shutdown(socket.SHUT_RDWR)  # noqa: SLF001 - there is no public way to its socket
 
     def set_timeout(self, timeout: float) -> None:
         """Give the socket this timeout, for writing and reading."""

@@ -20,6 +20,7 @@ from sandbox_redis.record import Event, Sandbox, event_from_fields, hash_reply, 
 from sandbox_redis.selection import LISTED, Selection, one_state, selection
 from sandbox_redis.session import Session
 from sandbox_redis.states import State
+from sandbox_redis.watching import wait
 from sandbox_redis.wire import Command, Op, ServerError
 
 MATCHES: Final = 5  # ids that an AmbiguousIDError names
@@ -89,13 +90,10 @@ class Queries(Session):
         deadline = self.deadline(timeout)
         checks.sandbox_id(sandbox_id)
         layout = yield from self.open(deadline, write=False)
-        key = layout.status(sandbox_id)
-        (reply,) = yield from self.exchange.ask(key, (("HGETALL", key),), deadline)
-        if isinstance(reply, ServerError):
-            yield from self.wrong_type((key,), deadline)
-        if not reply:
+        sandbox = yield from self.fetch(layout, sandbox_id, deadline)
+        if sandbox is None:
             raise NotFoundError(sandbox_id)
-        return sandbox_from_fields(sandbox_id, key, hash_reply(reply))
+        return sandbox
 
     def get_many(self, sandbox_ids: Iterable[str], *, timeout: float | None = None) -> Op[dict[str, Sandbox]]:
         """Read many sandboxes, in any state. One round trip for each 1,000.
@@ -351,6 +349,29 @@ class Queries(Session):
             if not there:
                 raise NotFoundError(sandbox_id)
         return found[::-1]
+
+    def wait(
+        self, sandbox_id: str, until: State | Iterable[State] | None, *, timeout: float | None = None
+    ) -> Op[Sandbox | None]:
+        """Wait until a sandbox is in one of some states, or gone: containerd's ``StopCh``, across processes.
+
+        Nothing is polled: it follows the events, over a connection of its own, and bridges outages. A state that the
+        sandbox is in for a moment only is seen as well, and so is the end of one that is created again.
+
+        Args:
+            sandbox_id: the whole id.
+            until: a state, or several; None waits until it is gone.
+            timeout: seconds; without end when None.
+
+        Returns:
+            The sandbox in that state, which may have changed since; None when it is gone, or is not there at all.
+
+        Raises:
+            WaitTimeoutError: it has not happened in time.
+            CompactedError: the server has lost or trimmed events that may have told of it.
+            InvalidArgumentError, SchemaError, StoreUnavailableError: as for `get`.
+        """
+        return (yield from wait(self, sandbox_id, until, timeout))
 
     def _ask(self, commands: tuple[Command, ...], deadline: Deadline, kind: bytes = b"zset") -> Op[list[Any]]:
         """What keys of one partition and of one type hold."""

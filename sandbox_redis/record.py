@@ -7,7 +7,7 @@ Text, decimals and RFC 3339 times are readable in redis-cli; only ``ext:`` field
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -391,6 +391,36 @@ def event_from_fields(revision: str, key: str, fields: Mapping[bytes, bytes]) ->
         by=known[b"by"],
         request=known[b"request"],
     )
+
+
+def event_from_flat(
+    revision: str, key: str, flat: list[bytes], places: tuple[str, ...] = (), metadata: Metadata | None = None
+) -> Event:
+    """As `event_from_fields`, from a flat list of fields and values.
+
+    `places` is where its watch stands behind it, `metadata` what the sandbox is known to have.
+    """
+    get = pairs(flat).get
+    where = f"{key} entry {revision}"
+    try:
+        sandbox_id = get(b"id", b"").decode()
+        state, before = get(b"state"), get(b"before")
+        after = None if state is None else sandbox_from_flat(sandbox_id, where, [*flat, b"revision", revision.encode()])
+        if after is not None and metadata is not None:
+            after = Sandbox(sandbox_id, after.node, after.status, metadata, after.revision, after.epoch, after.problem)
+        return Event(
+            sandbox_id,
+            _shared(get(b"transition", b"")),
+            None if before is None else _STATES[before],
+            after,
+            revision,
+            _EPOCH + timedelta(milliseconds=int(revision.partition("-")[0])),
+            _shared(get(b"by", b"")),
+            get(b"request", b"").decode(),
+            places,
+        )
+    except (KeyError, ValueError):
+        return replace(event_from_fields(revision, key, pairs(flat)), places=places)
 
 
 def pairs(flat: Iterable[bytes]) -> dict[bytes, bytes]:

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 from sandbox_redis import checks, keys
 from sandbox_redis.errors import AlreadyExistsError, NotFoundError, SchemaError, TransitionError
 from sandbox_redis.exchange import Deadline, Exchange, Trace, token
-from sandbox_redis.record import STATUS_FIELDS, Sandbox, pairs, sandbox_from_fields
+from sandbox_redis.record import STATUS_FIELDS, Sandbox, hash_reply, pairs, sandbox_from_fields
 from sandbox_redis.states import advice
 from sandbox_redis.wire import Command, Op, ServerError
 
@@ -105,6 +105,14 @@ class Session:
             raise SchemaError(key, f"does not say how the store is laid out: {names}; restore it") from None
         self._keys = layout
         return layout
+
+    def fetch(self, layout: keys.Keys, sandbox_id: str, deadline: Deadline) -> Op[Sandbox | None]:
+        """The sandbox in a record; None when there is none."""
+        key = layout.status(sandbox_id)
+        (reply,) = yield from self.exchange.ask(key, (("HGETALL", key),), deadline)
+        if isinstance(reply, ServerError):
+            yield from self.wrong_type((key,), deadline)
+        return sandbox_from_fields(sandbox_id, key, hash_reply(reply)) if reply else None
 
     def trace(self, layout: keys.Keys, sandbox_id: str, names: tuple[str, ...], deadline: Deadline) -> Op[Trace]:
         """What will tell, if a reply is lost, whether the write happened."""

@@ -1,22 +1,20 @@
-"""The store for threads: `SandboxStore`, and the driver that carries its operations out. What the operations do
-stands in ``operations.py``; here is only sending, waiting and returning.
+"""The store for threads: `SandboxStore`. What its operations do stands in ``operations.py`` and ``queries.py``, how
+they are carried out in ``driver.py``.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import wraps
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
+from sandbox_redis.driver import Ahead, play
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
-from sandbox_redis.in_step import CHUNK
 from sandbox_redis.operations import Operations
 from sandbox_redis.queries import Listing
 from sandbox_redis.record import Sandbox, Status
@@ -24,12 +22,13 @@ from sandbox_redis.selection import selection
 from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT
 from sandbox_redis.states import State
 from sandbox_redis.transaction import UpdateFunc
-from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Unsent
+from sandbox_redis.watch import Watch
+from sandbox_redis.watching import ALL, Watching
+from sandbox_redis.wire import Op
 
 if TYPE_CHECKING:
     import redis
 
-    from sandbox_redis.lane import Lane, Leased
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -127,6 +126,7 @@ class SandboxStore:
     counts = _played(Operations.counts)
     resolve = _played(Operations.resolve)
     history = _played(Operations.history)
+    wait = _played(Operations.wait)
     create = _played(Operations.create)
     load = _played(Operations.load)
     start = _played(Operations.start)
@@ -185,6 +185,68 @@ class SandboxStore:
                 ahead.abandon()
         yield from page.sandboxes()
 
+    def watch(
+        self,
+        *,
+        since: str | datetime | None = None,
+        sandbox_id: str | None = None,
+        node: str | None = None,
+        states: Iterable[State] | None = None,
+        timeout: float | None = None,
+    ) -> Watch:
+        """What happens from now on, or since then: an endless iterator of events, over all partitions.
+
+        Args:
+            since: the cursor of an event, of a watch or of a page, which may have been stored meanwhile; a revision
+                will do with one partition or one sandbox; a time, with its zone, as far back as the events reach; from
+                now on when None.
+            sandbox_id: only events of this sandbox.
+            node: only events of sandboxes on this node.
+            states: only events of sandboxes that come into one of these states, change in it, or leave it; of any when
+                None.
+            timeout: seconds that an outage may last before it is raised; it is bridged without end when None. The first
+                answer must come within the store's own `timeout`.
+
+        Raises:
+            CompactedError: the events since then are not all there any more.
+            InvalidArgumentError: an argument breaks its rule; nothing was sent.
+            SchemaError, StoreUnavailableError: as for `get`.
+        """
+        wanted = selection(states=states, node=node, sandbox_id=sandbox_id, default=ALL)
+        watching = Watching(self._operations, wanted, since, timeout)
+        watch = Watch(self._lane, watching)
+        watch.begin(watching.begin())
+        return watch
+
+    def list_and_watch(
+        self,
+        *,
+        states: Iterable[State] | None = None,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        namespace: str | None = None,
+        timeout: float | None = None,
+    ) -> tuple[Sequence[Sandbox], Watch]:
+        """The sandboxes that fit, and every event of such sandboxes since: no gap, and none that is in the listing
+        already.
+
+        These events always have the metadata of their sandbox, so that nothing need be read again.
+
+        Args:
+            states, node, labels, namespace: which; see `page`. Events as `watch` tells them.
+            timeout: as for `watch`.
+
+        Returns:
+            The sandboxes, and the watch that goes on from there.
+
+        Raises:
+            as `watch`.
+        """
+        wanted = selection(states=states, node=node, labels=labels, namespace=namespace)
+        watching = Watching(self._operations, wanted, timeout=timeout)
+        watch = Watch(self._lane, watching)
+        return watch.begin(watching.draw()), watch
+
     def status(self, sandbox_id: str) -> StatusStorage:
         """The status of one sandbox, as containerd's ``StatusStorage``. Nothing is sent."""
         return StatusStorage(self, sandbox_id)
@@ -226,112 +288,3 @@ class StatusStorage:
     def update(self, fn: UpdateFunc, *, timeout: float | None = None) -> Status:
         """Replace the status by what `fn` makes of it; raises as `SandboxStore.update`."""
         return self._store.update(self._id, fn, timeout=timeout).status
-
-
-def play(lane: Lane, op: Op[T], reply: Any = None) -> T:
-    """Carry an operation out to its end: the driver for threads. `reply` is for what it has already asked."""
-    held: Leased | None = None
-    try:
-        while True:
-            try:
-                request = op.throw(reply) if isinstance(reply, Failure) else op.send(reply)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            if isinstance(request, Send):
-                if request.lease is Lease.ANY or (request.lease is Lease.TAKE and held is None):
-                    leased = lane.lease(request.key)
-                elif held is not None:
-                    leased, held = held, None
-                else:
-                    reply = Unsent(lane.address, "the connection of this transaction was lost")
-                    continue
-                try:
-                    reply = lane.exchange(leased, request.commands, request.timeout)
-                except Failure as failure:
-                    reply = failure
-                    continue
-                if request.lease in (Lease.TAKE, Lease.KEEP):
-                    held = leased
-                else:
-                    lane.give_back(leased)
-            elif isinstance(request, SendAll):
-                _send_all(lane, request)
-                reply = None
-            else:
-                if held is not None:
-                    held.connection.disconnect()
-                    held = None
-                time.sleep(request.seconds)
-                reply = None
-    finally:
-        if held is not None:
-            held.connection.disconnect()  # it may still WATCH
-
-
-class Ahead(Generic[T]):
-    """An operation that has sent what it sends first; the server is at work on it until it is finished."""
-
-    def __init__(self, lane: Lane, op: Op[T]) -> None:
-        self._lane = lane
-        self._op = op
-        self._request = op.send(None)
-        self._failure: Failure | None = None
-        self._leased: Leased | None = None
-        if isinstance(self._request, Send) and self._request.lease is Lease.ANY:
-            leased = lane.lease(self._request.key)
-            try:
-                lane.send(leased, self._request.commands, self._request.timeout)
-                self._leased = leased
-            except Failure as failure:
-                self._failure = failure
-
-    def finish(self) -> T:
-        """Carry it out to its end."""
-        if self._leased is not None and isinstance(self._request, Send):
-            leased, self._leased = self._leased, None
-            try:
-                reply: Any = self._lane.receive(leased, self._request.commands)
-                self._lane.give_back(leased)
-            except Failure as failure:
-                reply = failure
-        elif self._failure is not None:
-            reply = self._failure
-        else:
-            reply = None
-            if isinstance(self._request, SendAll):
-                _send_all(self._lane, self._request)
-        return play(self._lane, self._op, reply)
-
-    def abandon(self) -> None:
-        """Nobody wants it any more, unless it is finished."""
-        if self._leased is not None:
-            self._leased.connection.disconnect()
-
-
-def _send_all(lane: Lane, request: SendAll) -> None:
-    """One packet after the other on one connection, then all replies: the server is at work meanwhile."""
-    leased: Leased | None = None
-    sent: deque[Send] = deque()
-    try:
-        while chunk := list(islice(request.sends, CHUNK)):
-            sent.extend(chunk)
-            leased = leased or lane.lease(chunk[0].key)
-            lane.send(leased, [command for send in chunk for command in send.commands], chunk[0].timeout)
-        while sent:
-            assert leased is not None
-            reply = lane.receive(leased, sent[0].commands)
-            sent.popleft()
-            request.deliver(reply)
-    except Failure as failure:
-        unsent = Unsent(failure.address, failure.reason, failure.code)
-        failures = [failure] * len(sent) + [unsent for _ in request.sends]
-        for each in failures:
-            request.deliver(each)
-    except BaseException:
-        if leased is not None:
-            leased.connection.disconnect()
-        raise
-    else:
-        if leased is not None:
-            lane.give_back(leased)

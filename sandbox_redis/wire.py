@@ -19,6 +19,8 @@ class Lease(Enum):
     """Whichever is free; packets of other operations may travel before and behind it."""
     TAKE = "take"
     """One that this operation has to itself from now on, as WATCH needs it."""
+    OWN = "own"
+    """A new one that no other operation ever uses: it will be blocked for long."""
     KEEP = "keep"
     """The one taken. It is `Unsent` when that one is gone, never sent on another."""
     LAST = "last"

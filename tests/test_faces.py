@@ -58,7 +58,7 @@ def test_sync_and_asyncio_have_the_same_operations_parameters_and_results():
     for name in set(sync) - {"close", "from_url", "status", "batch"}:
         assert parameters(sync[name]) == parameters(asyncio[name]), name
         ours = asyncio[name].return_annotation
-        assert sync[name].return_annotation == ours.replace("AsyncIterator", "Iterator"), name
+        assert sync[name].return_annotation == ours.replace("Async", ""), name
     assert parameters(sync["from_url"]) == parameters(asyncio["from_url"])
     assert (
         parameters(inspect.signature(SandboxStore.__init__))[1:]
@@ -178,10 +178,16 @@ LAYERS = [
     {"record", "exchange", "faces"},
     {"session", "in_step", "selection"},
     {"transaction", "listing"},
+    {"follow"},
+    {"picture"},
+    {"watching"},
     {"queries"},
     {"operations"},
     {"batch", "audit", "connect", "server"},
     {"lane", "aio_lane"},
+    {"driver"},
+    {"aio_driver"},
+    {"watch"},
     {"store", "aio"},
 ]
 

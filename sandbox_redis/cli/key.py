@@ -9,7 +9,8 @@ from sandbox_redis import checks
 from sandbox_redis.cli import shape
 from sandbox_redis.cli.options import Form, Where, one_id
 from sandbox_redis.cli.statuses import complain
-from sandbox_redis.store import SandboxStore, play
+from sandbox_redis.driver import play
+from sandbox_redis.store import SandboxStore
 
 
 def key(where: Where, form: Form, sandbox_id: Annotated[str, one_id("get")]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sandbox_redis import keys
+from sandbox_redis.driver import play
 from sandbox_redis.keys import Keys
 from sandbox_redis.record import Event, event_from_fields, pairs
 from sandbox_redis.states import State
-from sandbox_redis.store import SandboxStore, play
+from sandbox_redis.store import SandboxStore
 
 _PAGE: Final = 1000  # events or keys in one reply
 

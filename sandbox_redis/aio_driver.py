@@ -1,0 +1,102 @@
+"""Carries operations out for asyncio, as ``driver.py`` does for threads."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sandbox_redis.driver import Closed
+from sandbox_redis.in_step import CHUNK
+from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Unsent
+
+if TYPE_CHECKING:
+    from sandbox_redis.aio_lane import AsyncLane, AsyncLeased
+
+T = TypeVar("T")
+
+
+class Line:
+    """Keeps the connection of an operation for the next one."""
+
+    def __init__(self) -> None:
+        self.held: AsyncLeased | None = None
+        self.closed = False
+
+    async def close(self) -> None:
+        """End what is under way, at once."""
+        self.closed = True
+        if (held := self.held) is not None:
+            await held.connection.disconnect(nowait=True)
+
+
+async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
+    """Carry an operation out to its end: the driver for asyncio."""
+    held = None if line is None else line.held
+    reply: Any = None
+    try:
+        while True:
+            if line is not None and line.closed:
+                raise Closed
+            try:
+                request = op.throw(reply) if isinstance(reply, Failure) else op.send(reply)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            try:
+                if isinstance(request, Send):
+                    if request.lease is Lease.ANY:
+                        reply = await lane.submit(request.key, request.commands, request.timeout)
+                        continue
+                    if held is None:
+                        if request.lease is Lease.OWN:
+                            held = lane.own(request.key)
+                        elif request.lease is not Lease.TAKE:
+                            raise Unsent(lane.address, "the connection of this transaction was lost")
+                        else:
+                            held = await lane.lease(request.key, request.timeout)
+                    if line is not None:
+                        line.held = held
+                    reply = await lane.exchange(held, request.commands, request.timeout)
+                    if request.lease is Lease.LAST:
+                        lane.give_back(held)
+                        held = None
+                elif isinstance(request, SendAll):
+                    await _send_all(lane, request)
+                    reply = None
+                else:
+                    if held is not None:
+                        await held.connection.disconnect(nowait=True)
+                        lane.give_back(held)
+                        held = None
+                    await asyncio.sleep(request.seconds)
+                    reply = None
+            except Failure as failure:
+                reply = failure
+                if held is not None:
+                    lane.give_back(held)  # it is closed
+                    held = None
+    finally:
+        if line is not None and not line.closed:
+            line.held = held
+        elif held is not None:
+            await held.connection.disconnect(nowait=True)  # it may still WATCH
+            lane.give_back(held)
+
+
+async def _send_all(lane: AsyncLane, request: SendAll) -> None:
+    """One packet after the other on the shared connection, then all replies: the server is at work meanwhile."""
+    packets = []
+    while chunk := list(islice(request.sends, CHUNK)):
+        commands = tuple(command for send in chunk for command in send.commands)
+        packets.append((chunk, lane.submit(chunk[0].key, commands, chunk[0].timeout)))
+        await asyncio.sleep(0)  # lets it be written
+    for chunk, future in packets:
+        try:
+            replies = iter(await future)
+        except Failure as failure:
+            for _ in chunk:
+                request.deliver(failure)
+        else:
+            for send in chunk:
+                request.deliver(list(islice(replies, len(send.commands))))

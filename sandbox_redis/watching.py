@@ -1,0 +1,206 @@
+"""What a watch does, once, for threads and asyncio alike: begins, reads on, and bridges what comes between. No I/O.
+Where it stands and what may be missing is decided in ``follow.py``; the objects that users hold stand in ``watch.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from sandbox_redis import checks
+from sandbox_redis.errors import InvalidArgumentError, StoreRolledBackError, StoreUnavailableError, WaitTimeoutError
+from sandbox_redis.exchange import Deadline
+from sandbox_redis.follow import HEARTBEAT, Entry, Follower, begin, check_since
+from sandbox_redis.keys import Keys
+from sandbox_redis.picture import draw
+from sandbox_redis.record import Event, Sandbox, event_from_flat, pairs
+from sandbox_redis.selection import Selection, one_state
+from sandbox_redis.session import Session
+from sandbox_redis.states import State
+from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Op, Send, ServerError, Unsent
+
+ALL: Final = frozenset(State)
+_log: Final = logging.getLogger("sandbox_redis")
+_PASSING: Final = TRANSIENT | {"UNBLOCKED"}  # which a master says to blocked readers when it becomes a replica
+
+
+class Line:
+    """The follower's own connection: what is asked over it, and how an outage is bridged."""
+
+    def __init__(self, session: Session, layout: Keys, follower: Follower, patience: float) -> None:
+        self.follower = follower
+        self.layout = layout
+        self._session = session
+        self._patience = patience
+        self._attached = False
+        self._outage: Deadline | None = None
+
+    def more(self, heartbeat: float = HEARTBEAT) -> Op[list[Entry]]:
+        """Wait for the next events, or for a heartbeat, which brings none. An outage brings none as well.
+
+        Raises:
+            CompactedError, StoreRolledBackError: there would be a gap.
+            StoreUnavailableError: the outage lasts too long, or waiting does not help.
+        """
+        try:
+            if not self._attached:
+                yield from self.attach()
+            packet = self.follower.packet(heartbeat)
+            replies = yield from self._ask(packet, heartbeat + self._session.timeout, Lease.KEEP)
+            entries = self.follower.take(replies)
+        except (Failure, StoreUnavailableError) as error:
+            yield from self.bridge(error)
+            return []
+        except GeneratorExit:  # whoever waited was interrupted, and the connection is gone
+            self._attached = False
+            raise
+        self._outage = None
+        return entries
+
+    def attach(self) -> Op[None]:
+        """Take a new connection, and make sure that nothing is missing behind where the follower stands: the server may
+        be another one by now, or an older self."""
+        layout = yield from self._session.open(self._session.deadline(None), write=False)
+        if layout.partitions != self.layout.partitions:
+            raise StoreRolledBackError(self.follower.cursor)
+        replies = yield from self._ask(self.follower.attach(), self._session.timeout, Lease.OWN)
+        self.follower.checked(replies)
+        self._attached = True
+
+    def bridge(self, error: Failure | StoreUnavailableError) -> Op[None]:
+        """Pause before the next attempt, or raise what `error` means."""
+        if self._attached:
+            _log.warning("%s; trying again", error)
+        self._attached = False
+        self._outage = self._outage or Deadline(self._patience, time.monotonic)
+        if isinstance(error, Failure):
+            yield from self._session.exchange.again(self._outage, error)
+        elif error.code in _PASSING:
+            yield from self._outage.pause(error)
+        else:
+            raise error
+
+    def _ask(self, commands: tuple[Command, ...], timeout: float, lease: Lease) -> Op[list[Any]]:
+        replies: list[Any] = yield Send(self.follower.key, commands, timeout, lease)
+        for reply in replies:
+            if isinstance(reply, ServerError):
+                if reply.code == "WRONGTYPE":
+                    streams = tuple(self.layout.events(partition) for partition in self.follower.places)
+                    deadline = self._session.deadline(None)
+                    yield from self._session.wrong_type(streams, deadline, (b"stream",) * len(streams))
+                failure = Unsent(self._session.exchange.address, reply.message, reply.code)
+                failure.hopeless = reply.code not in _PASSING
+                raise failure
+        return replies
+
+
+class Watching:
+    """A watch: `more` waits for events, `take` gives them out one by one."""
+
+    def __init__(
+        self, session: Session, wanted: Selection, since: str | datetime | None = None, timeout: float | None = None
+    ) -> None:
+        check_since(since)
+        self._patience = math.inf if timeout is None else checks.seconds("timeout", timeout)
+        self._session = session
+        self._wanted = wanted
+        self._since = since
+        self._line: Line | None = None
+        self._told: Callable[[Entry, tuple[str, ...]], Event | None] = self._plainly
+        self._buffer: deque[Event] = deque()
+        self.cursor: str | None = None
+        """Where a watch goes on behind the event that was taken last; None before it has begun."""
+
+    def begin(self) -> Op[None]:
+        """Find out where to begin, once. The server must answer within the timeout of the store."""
+        if self._line is None:
+            deadline = self._session.deadline(None)
+            layout = yield from self._session.open(deadline, write=False)
+            only = None if self._wanted.sandbox_id is None else layout.partition(self._wanted.sandbox_id)
+            follower = yield from begin(self._session, layout, self._since, only, deadline)
+            self._stand(layout, follower)
+            assert self._line is not None
+            if self._since is not None:
+                yield from self._line.attach()
+
+    def draw(self) -> Op[list[Sandbox]]:
+        """Begin with a listing: the sandboxes that fit. Their events follow."""
+        deadline = self._session.deadline(None)
+        layout = yield from self._session.open(deadline, write=False)
+        picture = yield from draw(self._session, layout, self._wanted, deadline)
+
+        def told(entry: Entry, places: tuple[str, ...]) -> Event | None:
+            event = picture.take(entry, places)
+            return event if event is not None and self._wanted.tells(event) else None
+
+        self._told = told
+        self._stand(layout, Follower(layout, picture.start(), self._session.maxlen))
+        return list(picture.shown())
+
+    def _stand(self, layout: Keys, follower: Follower) -> None:
+        self._line = Line(self._session, layout, follower, self._patience)
+        self.cursor = follower.cursor
+
+    def more(self, heartbeat: float = HEARTBEAT) -> Op[None]:
+        """Wait for events, or for a heartbeat."""
+        yield from self.begin()
+        assert self._line is not None
+        follower = self._line.follower
+        for entry in (yield from self._line.more(heartbeat)):
+            follower.places[entry.partition] = entry.revision
+            if (event := self._told(entry, tuple(follower.places.values()))) is not None:
+                self._buffer.append(event)
+
+    def take(self) -> Event | None:
+        """The next event that is there."""
+        if self._buffer:
+            event = self._buffer.popleft()
+            self.cursor = event.cursor
+            return event
+        if self._line is not None:
+            self.cursor = self._line.follower.cursor
+        return None
+
+    def _plainly(self, entry: Entry, places: tuple[str, ...]) -> Event | None:
+        """The event, if it is of a sandbox and a state that are wanted."""
+        wanted, flat = self._wanted, entry.flat
+        if wanted.sandbox_id is not None and wanted.sandbox_id.encode() != flat[1]:  # the id is the first field
+            return None
+        if wanted.node is not None and pairs(flat).get(b"node") != wanted.node.encode():
+            return None
+        assert self._line is not None
+        event = event_from_flat(entry.revision, self._line.layout.events(entry.partition), flat, places)
+        return event if wanted.tells(event) else None
+
+
+def wait(
+    session: Session, sandbox_id: str, until: State | Iterable[State] | None, timeout: float | None
+) -> Op[Sandbox | None]:
+    """Wait until a sandbox is in one of the states, or gone; see `Operations.wait`."""
+    wanted = (until,) if isinstance(until, State) else until
+    if isinstance(wanted, str) or not isinstance(wanted, Iterable | None):
+        raise InvalidArgumentError("until", until, "a state, some states, or None for gone is needed")
+    checks.sandbox_id(sandbox_id)
+    states = frozenset(one_state("until", state) for state in wanted or ())
+    end = math.inf if timeout is None else time.monotonic() + checks.seconds("timeout", timeout)
+    watching = Watching(session, Selection(ALL, sandbox_id=sandbox_id), timeout=timeout)
+    yield from watching.begin()
+    layout = yield from session.open(session.deadline(None), write=False)
+    found = yield from session.fetch(layout, sandbox_id, session.deadline(None))
+    while found is not None and found.status.state not in states:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise WaitTimeoutError(sandbox_id, timeout or 0.0, " or ".join([*sorted(states), "gone"]))
+        yield from watching.more(min(left, HEARTBEAT))
+        while found is not None and found.status.state not in states and (event := watching.take()):
+            after = event.sandbox
+            if after is not None and event.before is not None:
+                after = replace(after, metadata=found.metadata)
+            found = after
+    return found
