@@ -5,6 +5,7 @@ contract, in Redis, for many processes on many hosts. Start with `SandboxStore` 
 """
 
 from sandbox_redis.aio import AsyncSandboxStore, AsyncStatusStorage
+from sandbox_redis.aio_mirror import AsyncMirror
 from sandbox_redis.batch import Batch
 from sandbox_redis.errors import (
     AlreadyExistsError,
@@ -23,19 +24,23 @@ from sandbox_redis.errors import (
 )
 from sandbox_redis.in_step import Result
 from sandbox_redis.listing import Page
+from sandbox_redis.mirror import Mirror
 from sandbox_redis.queries import Counts
 from sandbox_redis.record import Event, Metadata, Sandbox, Status
 from sandbox_redis.states import State
 from sandbox_redis.store import SandboxStore, StatusStorage
 from sandbox_redis.transaction import UpdateFunc
+from sandbox_redis.watch import AsyncWatch, Watch
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyExistsError",
     "AmbiguousIDError",
+    "AsyncMirror",
     "AsyncSandboxStore",
     "AsyncStatusStorage",
+    "AsyncWatch",
     "Batch",
     "CompactedError",
     "ConflictError",
@@ -43,6 +48,7 @@ __all__ = [
     "Event",
     "InvalidArgumentError",
     "Metadata",
+    "Mirror",
     "NotFoundError",
     "OutcomeUnknownError",
     "Page",
@@ -59,4 +65,5 @@ __all__ = [
     "TransitionError",
     "UpdateFunc",
     "WaitTimeoutError",
+    "Watch",
 ]

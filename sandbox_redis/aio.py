@@ -12,19 +12,22 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.aio_driver import play
+from sandbox_redis.aio_mirror import AsyncMirror
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
+from sandbox_redis.follow import HEARTBEAT
+from sandbox_redis.mirroring import mirrored
 from sandbox_redis.operations import Operations
 from sandbox_redis.queries import Listing
 from sandbox_redis.record import Sandbox, Status
-from sandbox_redis.selection import selection
+from sandbox_redis.selection import ALL, selection
 from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT
 from sandbox_redis.states import State
 from sandbox_redis.transaction import UpdateFunc
 from sandbox_redis.watch import AsyncWatch
-from sandbox_redis.watching import ALL, Watching
+from sandbox_redis.watching import Watching
 from sandbox_redis.wire import Op
 
 if TYPE_CHECKING:
@@ -184,6 +187,21 @@ class AsyncSandboxStore:
         watching = Watching(self._operations, wanted, timeout=timeout)
         watch = AsyncWatch(self._lane, watching)
         return await watch.begin(watching.draw()), watch
+
+    async def mirror(
+        self,
+        *,
+        states: Iterable[State] | None = None,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        namespace: str | None = None,
+        heartbeat: float = HEARTBEAT,
+    ) -> AsyncMirror:
+        """Same as `SandboxStore.mirror`, with ``await``."""
+        core = mirrored(
+            self._operations, states=states, node=node, labels=labels, namespace=namespace, heartbeat=heartbeat
+        )
+        return await AsyncMirror(self._lane, core, self._operations.timeout).begin()
 
     def status(self, sandbox_id: str) -> AsyncStatusStorage:
         """Same as `SandboxStore.status`."""

@@ -6,9 +6,8 @@ import asyncio
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sandbox_redis.driver import Closed
 from sandbox_redis.in_step import CHUNK
-from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Unsent
+from sandbox_redis.wire import Closed, Failure, Lease, Op, Send, SendAll, Unsent
 
 if TYPE_CHECKING:
     from sandbox_redis.aio_lane import AsyncLane, AsyncLeased

@@ -42,6 +42,8 @@ _DROPPED: Final = (
 # Said in other words, or under other codes, at other places: in scripts, by EXEC, at the door.
 _FORBIDDEN: Final = re.compile("ACL failure in script|The user executing the script can't|no permissions")
 _FULL: Final = "max number of clients"
+FAKEREDIS: Final = "fakeredis"
+"""Its address: it has none."""
 _NOBODY_THERE: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.EACCES})
 
 
@@ -106,7 +108,7 @@ def endpoint(source: Any, *, agent: str, asyncio: bool) -> Endpoint:
 
 def _address(connection_class: type, arguments: dict[str, Any]) -> str:
     if "fakeredis" in connection_class.__module__:
-        return "fakeredis"
+        return FAKEREDIS
     if path := arguments.get("path"):
         return f"unix://{path}"
     return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}"

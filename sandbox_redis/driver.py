@@ -11,16 +11,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sandbox_redis.in_step import CHUNK
-from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Unsent
+from sandbox_redis.wire import Closed, Failure, Lease, Op, Send, SendAll, Unsent
 
 if TYPE_CHECKING:
     from sandbox_redis.lane import Lane, Leased
 
 T = TypeVar("T")
-
-
-class Closed(Exception):
-    """Its user has closed the line; it never leaves the library."""
 
 
 class Line:

@@ -14,6 +14,7 @@ from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.record import Event, Sandbox
 from sandbox_redis.states import State
 
+ALL: Final = frozenset(State)
 LISTED: Final = frozenset((State.READY, State.NOTREADY, State.UNKNOWN))
 """INIT is left out unless asked for, as by CRI's ``ListPodSandbox``."""
 _CRI: Final = tuple(dict.fromkeys(state.cri for state in State if state.cri))

@@ -15,15 +15,18 @@ from sandbox_redis.batch import Batch
 from sandbox_redis.driver import Ahead, play
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
+from sandbox_redis.follow import HEARTBEAT
+from sandbox_redis.mirror import Mirror
+from sandbox_redis.mirroring import mirrored
 from sandbox_redis.operations import Operations
 from sandbox_redis.queries import Listing
 from sandbox_redis.record import Sandbox, Status
-from sandbox_redis.selection import selection
+from sandbox_redis.selection import ALL, selection
 from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT
 from sandbox_redis.states import State
 from sandbox_redis.transaction import UpdateFunc
 from sandbox_redis.watch import Watch
-from sandbox_redis.watching import ALL, Watching
+from sandbox_redis.watching import Watching
 from sandbox_redis.wire import Op
 
 if TYPE_CHECKING:
@@ -246,6 +249,32 @@ class SandboxStore:
         watching = Watching(self._operations, wanted, timeout=timeout)
         watch = Watch(self._lane, watching)
         return watch.begin(watching.draw()), watch
+
+    def mirror(
+        self,
+        *,
+        states: Iterable[State] | None = None,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        namespace: str | None = None,
+        heartbeat: float = HEARTBEAT,
+    ) -> Mirror:
+        """A local copy of the sandboxes that fit, kept current, for reads at memory speed. It is complete when this
+        returns.
+
+        Args:
+            states: only those in these states; in any when None, where its `list` leaves INIT out as the store's does.
+            node, labels, namespace: only those; see `page`.
+            heartbeat: seconds after which an idle server says that it is there; it bounds the mirror's `age`.
+
+        Raises:
+            InvalidArgumentError: an argument breaks its rule; nothing was sent.
+            SchemaError, StoreUnavailableError: as for `get`.
+        """
+        core = mirrored(
+            self._operations, states=states, node=node, labels=labels, namespace=namespace, heartbeat=heartbeat
+        )
+        return Mirror(self._lane, core, self._operations.timeout)
 
     def status(self, sandbox_id: str) -> StatusStorage:
         """The status of one sandbox, as containerd's ``StatusStorage``. Nothing is sent."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sandbox_redis.aio_driver import Line as AsyncLine
 from sandbox_redis.aio_driver import play as aio_play
-from sandbox_redis.driver import Closed, Line, play
+from sandbox_redis.driver import Line, play
 from sandbox_redis.record import Event
 from sandbox_redis.watching import Watching
-from sandbox_redis.wire import Op
+from sandbox_redis.wire import Closed, Op
 
 if TYPE_CHECKING:
     from sandbox_redis.aio_lane import AsyncLane

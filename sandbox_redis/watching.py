@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
@@ -20,12 +20,11 @@ from sandbox_redis.follow import HEARTBEAT, Entry, Follower, begin, check_since
 from sandbox_redis.keys import Keys
 from sandbox_redis.picture import draw
 from sandbox_redis.record import Event, Sandbox, event_from_flat, pairs
-from sandbox_redis.selection import Selection, one_state
+from sandbox_redis.selection import ALL, Selection, one_state
 from sandbox_redis.session import Session
 from sandbox_redis.states import State
 from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Op, Send, ServerError, Unsent
 
-ALL: Final = frozenset(State)
 _log: Final = logging.getLogger("sandbox_redis")
 _PASSING: Final = TRANSIENT | {"UNBLOCKED"}  # which a master says to blocked readers when it becomes a replica
 
@@ -50,7 +49,7 @@ class Line:
         """
         try:
             if not self._attached:
-                yield from self.attach()
+                yield from self.attach(min(self._patience, self._session.timeout))
             packet = self.follower.packet(heartbeat)
             replies = yield from self._ask(packet, heartbeat + self._session.timeout, Lease.KEEP)
             entries = self.follower.take(replies)
@@ -63,15 +62,24 @@ class Line:
         self._outage = None
         return entries
 
-    def attach(self) -> Op[None]:
+    def attach(self, timeout: float | None = None) -> Op[None]:
         """Take a new connection, and make sure that nothing is missing behind where the follower stands: the server may
         be another one by now, or an older self."""
-        layout = yield from self._session.open(self._session.deadline(None), write=False)
-        if layout.partitions != self.layout.partitions:
-            raise StoreRolledBackError(self.follower.cursor)
-        replies = yield from self._ask(self.follower.attach(), self._session.timeout, Lease.OWN)
-        self.follower.checked(replies)
-        self._attached = True
+        deadline = self._session.deadline(timeout)
+        while not self._attached:
+            layout = yield from self._session.open(deadline, write=False)
+            if layout.partitions != self.layout.partitions:
+                raise StoreRolledBackError(self.follower.cursor)
+            try:
+                replies = yield from self._ask(self.follower.attach(), deadline.share(), Lease.OWN)
+                self.follower.checked(replies)
+                self._attached = True
+            except Failure as failure:
+                yield from self._session.exchange.again(deadline, failure)
+
+    def detach(self) -> None:
+        """The connection is gone."""
+        self._attached = False
 
     def bridge(self, error: Failure | StoreUnavailableError) -> Op[None]:
         """Pause before the next attempt, or raise what `error` means."""
@@ -88,16 +96,23 @@ class Line:
 
     def _ask(self, commands: tuple[Command, ...], timeout: float, lease: Lease) -> Op[list[Any]]:
         replies: list[Any] = yield Send(self.follower.key, commands, timeout, lease)
-        for reply in replies:
-            if isinstance(reply, ServerError):
-                if reply.code == "WRONGTYPE":
-                    streams = tuple(self.layout.events(partition) for partition in self.follower.places)
-                    deadline = self._session.deadline(None)
-                    yield from self._session.wrong_type(streams, deadline, (b"stream",) * len(streams))
-                failure = Unsent(self._session.exchange.address, reply.message, reply.code)
-                failure.hopeless = reply.code not in _PASSING
-                raise failure
+        if refused := refusal_in(replies, self._session.exchange.address):
+            if refused.code == "WRONGTYPE":
+                streams = tuple(self.layout.events(partition) for partition in self.follower.places)
+                deadline = self._session.deadline(None)
+                yield from self._session.wrong_type(streams, deadline, (b"stream",) * len(streams))
+            raise refused
         return replies
+
+
+def refusal_in(replies: Sequence[Any], address: str) -> Unsent | None:
+    """What it means when the server has refused one of a packet's commands."""
+    for reply in replies:
+        if isinstance(reply, ServerError):
+            refused = Unsent(address, reply.message, reply.code)
+            refused.hopeless = reply.code not in _PASSING
+            return refused
+    return None
 
 
 class Watching:
@@ -141,6 +156,7 @@ class Watching:
 
         self._told = told
         self._stand(layout, Follower(layout, picture.start(), self._session.maxlen))
+        picture.settle(picture.start())
         return list(picture.shown())
 
     def _stand(self, layout: Keys, follower: Follower) -> None:

@@ -83,6 +83,10 @@ class Failure(Exception):
         self.code = code
 
 
+class Closed(Exception):
+    """Its user has closed what an operation was under way for; it never leaves the library."""
+
+
 class Unsent(Failure):
     """It is certain that the server executed nothing.
 

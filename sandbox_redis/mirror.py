@@ -1,0 +1,278 @@
+"""A mirror for threads: a local copy that is current when it is read. What it knows stands in ``mirroring.py``.
+
+Who reads takes in, before each read, what has come in since the last one: that is faster than to wait for another
+thread to have its turn, by far. A thread of the mirror does so while nobody reads, and mends what breaks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from sandbox_redis import checks
+from sandbox_redis.driver import Line, play
+from sandbox_redis.errors import CompactedError, WaitTimeoutError
+from sandbox_redis.exchange import PAUSE_FIRST
+from sandbox_redis.mirroring import Change, Mirroring, OnChange
+from sandbox_redis.record import Sandbox
+from sandbox_redis.states import State
+from sandbox_redis.wire import Closed, Failure, Lost
+
+if TYPE_CHECKING:
+    from sandbox_redis.lane import Lane
+    from sandbox_redis.tail import PolledTail, Tail
+
+OnChangeT = TypeVar("OnChangeT", bound=OnChange)
+
+BUSY: Final = 0.01  # seconds; while somebody reads more often, the mirror's own thread keeps out of the way
+PAUSE_MAX: Final = 1.0  # seconds between two attempts to reach the server again
+_log: Final = logging.getLogger("sandbox_redis")
+
+
+class Mirror:
+    """A local copy of the sandboxes that fit, kept current by their events, for reads at memory speed.
+
+    A read never returns a state older than one that it returned before, as long as the server does not lose data. While
+    the server is away reads go on: see `stale` and `age`. Afterwards it goes on where it was, or lists again where the
+    events in between are gone, or where the server has lost data: then it never shows what no longer exists.
+
+    Any number of threads may read. In the child of a fork it is a copy that grows stale: open another one there.
+    """
+
+    def __init__(self, lane: Lane, mirroring: Mirroring, timeout: float) -> None:
+        self._lane = lane
+        self._core = mirroring
+        self._timeout = timeout
+        self._line = Line()
+        self._tail: Tail | PolledTail | None = None
+        self._sent = 0.0
+        self._drained = 0.0
+        self._lock = threading.Lock()  # held by whoever takes in what has come
+        self._pid = os.getpid()
+        self._waker, self._alarm = socket.socketpair()
+        self._queue: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        self._dispatcher: threading.Thread | None = None
+        self._connect()
+        self._keeper = threading.Thread(target=self._keep, name="sandbox-redis mirror", daemon=True)
+        self._keeper.start()
+
+    # -- reading
+
+    def get(self, sandbox_id: str) -> Sandbox:
+        """The sandbox, in any state that the mirror has. Nothing is sent.
+
+        Raises:
+            NotFoundError: there is no such sandbox, or it does not fit the mirror.
+        """
+        self._drain()
+        return self._core.get(sandbox_id)
+
+    def list(
+        self,
+        *,
+        states: Iterable[State] | None = None,
+        node: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        namespace: str | None = None,
+    ) -> Sequence[Sandbox]:
+        """The sandboxes of the mirror that fit, in the order of their ids. Nothing is sent.
+
+        Args:
+            states: without it, those that the mirror was opened with; else, as for `SandboxStore.list`, all but INIT.
+            node, labels, namespace: as for `SandboxStore.page`.
+        """
+        self._drain()
+        return self._core.list(states, node, labels, namespace)
+
+    def count(self, *, state: State | None = None, node: str | None = None) -> int:
+        """How many sandboxes `list` would give. Nothing is sent."""
+        self._drain()
+        return self._core.count(state, node)
+
+    def wait_for(self, revision: Sandbox | str, *, timeout: float | None = None) -> None:
+        """Wait until the mirror knows of a write: to read one's own, or somebody else's.
+
+        Args:
+            revision: what the write returned; in a store with one partition its revision will do.
+            timeout: seconds; the store's own `timeout` when None.
+
+        Raises:
+            WaitTimeoutError: it has not come in time.
+        """
+        partition, wanted, sandbox_id = self._core.place_of(revision)
+        seconds = self._timeout if timeout is None else checks.seconds("timeout", timeout)
+        end = time.monotonic() + seconds
+        while not self._core.reached(partition, wanted, sandbox_id):
+            left = end - time.monotonic()
+            if left <= 0:
+                raise WaitTimeoutError(sandbox_id, seconds, f"in the mirror as of {wanted}")
+            tail = self._tail
+            if tail is not None and tail.blocks:
+                self._select(tail, min(left, BUSY))
+            else:
+                time.sleep(min(left, PAUSE_FIRST))
+            self._drain()
+
+    @property
+    def synced(self) -> bool:
+        """Whether it is connected, and has caught up with the events of the time of its listing."""
+        return self._core.synced
+
+    @property
+    def age(self) -> float:
+        """Seconds: whatever happened longer ago than this is known. About a heartbeat at most, while all is well; it
+        grows while the server is away or the network is silent."""
+        self._drain()
+        return self._core.age
+
+    @property
+    def stale(self) -> bool:
+        """Whether it may lag: it is not connected, or has not heard from the server for three heartbeats."""
+        self._drain()
+        return self._core.stale
+
+    def on_change(self, callback: OnChangeT) -> OnChangeT:
+        """Call ``callback(before, after)`` for each change from now on; None stands for a sandbox that is not there, or
+        is in no state that the mirror was opened with. When it has to list again, it tells the differences.
+
+        Callbacks are called one by one, in order, by a thread of their own; what they raise is logged.
+        """
+        with self._lock:
+            self._core.callbacks.append(callback)
+            if self._dispatcher is None:
+                self._dispatcher = threading.Thread(target=self._dispatch, name="sandbox-redis on_change", daemon=True)
+                self._dispatcher.start()
+        return callback
+
+    def close(self) -> None:
+        """End it; what was read can be read on, and grows stale."""
+        self._line.close()
+        self._wake()
+        if threading.current_thread() is not self._keeper and self._pid == os.getpid():
+            self._keeper.join()
+        self._queue.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # -- keeping current
+
+    def _drain(self) -> None:
+        """Take in what has come, without waiting; when another thread is at it, its work will do."""
+        self._drained = time.monotonic()
+        if (tail := self._tail) is not None and tail.ready(0) and self._lock.acquire(blocking=False):
+            try:
+                self._take()
+            finally:
+                self._lock.release()
+
+    def _take(self) -> None:
+        tail = self._tail
+        if tail is None or self._pid != os.getpid():
+            return
+        try:
+            while (replies := tail.receive()) is not None:
+                changes = self._core.take(replies, self._sent, blocked=tail.blocks)
+                self._ask(tail)
+                for change in changes:
+                    self._queue.put(change)
+                if not tail.blocks:
+                    break
+        except (Failure, CompactedError) as error:
+            self._lose(error)
+
+    def _ask(self, tail: Tail | PolledTail) -> None:
+        self._sent = time.monotonic()
+        tail.send(self._core.packet(block=tail.blocks))
+
+    def _lose(self, error: Exception) -> None:
+        """The connection is of no use any more: the mirror's thread is to make another one."""
+        self._core.lost(error)
+        if self._tail is not None:
+            self._tail.close()
+            self._tail = None
+        self._wake()
+
+    def _connect(self) -> None:
+        from sandbox_redis.tail import tail  # here, because importing redis takes 0.5 s
+
+        changes = play(self._lane, self._core.attach(), line=self._line)
+        held, self._line.held = self._line.held, None
+        assert held is not None
+        with self._lock:
+            made = tail(self._lane, held)
+            self._ask(made)
+            self._tail = made
+            for change in changes:
+                self._queue.put(change)
+
+    def _keep(self) -> None:
+        pause = PAUSE_FIRST
+        while not self._line.closed.is_set():
+            try:
+                if self._tail is None:
+                    self._connect()
+                    _log.info("a mirror is connected again")
+                self._stand_by()
+                pause = PAUSE_FIRST
+            except Closed:
+                break
+            except Exception as error:  # whatever it is, the mirror is stale until an attempt succeeds
+                with self._lock:
+                    self._lose(error)
+                self._line.closed.wait(random.uniform(pause / 2, pause))
+                pause = min(pause * 2, PAUSE_MAX)
+        with self._lock:
+            if self._tail is not None:
+                self._tail.close()
+                self._tail = None
+            self._core.lost(Closed("it was closed"))
+
+    def _stand_by(self) -> None:
+        """Take in what comes while nobody reads; look after a server that has gone silent."""
+        silence = self._core.heartbeat + self._timeout  # seconds
+        while (tail := self._tail) is not None and not self._line.closed.is_set():
+            if not tail.blocks:
+                self._line.closed.wait(self._core.heartbeat)
+            elif time.monotonic() - self._drained < BUSY:
+                self._line.closed.wait(BUSY)
+                if time.monotonic() - self._drained < BUSY:
+                    continue
+            else:
+                self._select(tail, silence)
+            with self._lock:
+                self._take()
+                if self._tail is not None and time.monotonic() - self._sent > silence:
+                    self._lose(Lost(self._lane.address, "it has fallen silent"))
+
+    def _select(self, tail: Tail | PolledTail, timeout: float) -> None:
+        waiting = select.poll()
+        try:
+            waiting.register(self._waker, select.POLLIN)
+            waiting.register(tail, select.POLLIN)
+        except ValueError:  # another thread has closed it
+            return
+        if (self._waker.fileno(), select.POLLIN) in waiting.poll(timeout * 1000):
+            self._waker.recv(64)
+
+    def _wake(self) -> None:
+        self._alarm.send(b"!")
+
+    def _dispatch(self) -> None:
+        while (change := self._queue.get()) is not None:
+            for callback in tuple(self._core.callbacks):
+                try:
+                    callback(*change)
+                except Exception:  # it is the caller's code
+                    _log.exception("an on_change callback of a mirror failed")

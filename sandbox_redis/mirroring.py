@@ -1,0 +1,208 @@
+"""What a mirror knows and how it keeps it current, once, for threads and asyncio alike: client-go's informer is the
+model. No I/O; who waits for the server, and when, stands in ``mirror.py`` and ``aio_mirror.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sandbox_redis import checks
+from sandbox_redis.errors import InvalidArgumentError, NotFoundError, SandboxError, StoreUnavailableError
+from sandbox_redis.follow import HEARTBEAT, Follower, place
+from sandbox_redis.picture import Picture, draw
+from sandbox_redis.record import Sandbox
+from sandbox_redis.selection import ALL, LISTED, Selection, one_state, selection
+from sandbox_redis.session import Session
+from sandbox_redis.states import State
+from sandbox_redis.watching import Line, refusal_in
+from sandbox_redis.wire import Closed, Command, Failure, Op
+
+STALE: Final = 3  # heartbeats without a word make a mirror stale; one may be late on a busy machine
+Change = tuple[Sandbox | None, Sandbox | None]
+_log: Final = logging.getLogger("sandbox_redis")
+OnChange = Callable[[Sandbox | None, Sandbox | None], object]
+
+
+class Mirroring:
+    """The picture of a mirror, and where it comes from."""
+
+    def __init__(self, session: Session, wanted: Selection, *, chosen: bool, heartbeat: float) -> None:
+        self.heartbeat = checks.seconds("heartbeat", heartbeat)
+        self.sandboxes: dict[str, Sandbox] = {}
+        """What is shown, by id."""
+        self.line: Line | None = None
+        """What it follows; None before the first listing, and when another one is needed."""
+        self.attached = False
+        self.callbacks: list[OnChange] = []
+        self._session = session
+        self._wanted = wanted
+        self._listed = wanted.states if chosen else LISTED
+        self._picture: Picture | None = None
+        self._proven = -math.inf  # the time, by our clock, from which the server has told everything
+
+    # -- keeping current
+
+    def attach(self) -> Op[list[Change]]:
+        """Take a connection and make sure that nothing is missing, or list again; what that has changed."""
+        changes: list[Change] = []
+        if self.line is None:
+            changes = yield from self._redraw()
+        assert self.line is not None
+        yield from self.line.attach()
+        self.attached = True
+        return changes
+
+    def _redraw(self) -> Op[list[Change]]:
+        started = time.monotonic()
+        layout = yield from self._session.open(self._session.deadline(None), write=False)
+        picture = yield from draw(self._session, layout, self._wanted, self._session.deadline(None))
+        follower = Follower(layout, picture.start(), self._session.maxlen)
+        picture.settle(follower.places)
+        before, self._picture = self._picture, picture
+        self.sandboxes = picture.sandboxes
+        self.line = Line(self._session, layout, follower, math.inf)
+        self._proven = started
+        if before is None or not self.callbacks:
+            return []
+        ids = before.sandboxes.keys() | picture.sandboxes.keys()
+        changes = (self._change(before.sandboxes.get(each), picture.sandboxes.get(each)) for each in sorted(ids))
+        return [change for change in changes if change]
+
+    def packet(self, *, block: bool = True) -> tuple[Command, ...]:
+        """What to send to hear of the next events, after a heartbeat at the latest."""
+        assert self.line is not None
+        return self.line.follower.packet(self.heartbeat if block else None)
+
+    def take(self, replies: Sequence[Any], sent: float, *, blocked: bool = True) -> list[Change]:
+        """The replies to a packet that was sent at that time; what they change.
+
+        Raises:
+            Unsent: the server cannot serve now.
+            StoreRolledBackError: it has lost data.
+        """
+        assert self.line is not None
+        assert self._picture is not None
+        if refused := refusal_in(replies, self._session.exchange.address):
+            raise refused
+        follower, picture = self.line.follower, self._picture
+        entries = follower.take(replies)
+        changes = []
+        for entry in entries:
+            follower.places[entry.partition] = entry.revision
+            sandbox_id = entry.flat[1].decode(errors="backslashreplace")
+            before = picture.sandboxes.get(sandbox_id)
+            if picture.take(entry) is not None and self.callbacks:
+                changes.append(self._change(before, picture.sandboxes.get(sandbox_id)))
+        picture.settle(follower.places)
+        # A server that had nothing to tell has waited for the whole heartbeat.
+        self._proven = max(self._proven, sent + (self.heartbeat if blocked and not entries else 0.0))
+        return [change for change in changes if change]
+
+    def lost(self, error: Exception) -> None:
+        """The connection is of no use any more. What is not an outage makes it list again: there is a gap, or worse."""
+        outage = isinstance(error, (Failure, StoreUnavailableError, Closed))
+        if not isinstance(error, Closed):
+            expected = isinstance(error, (Failure, SandboxError))
+            level = logging.WARNING if self.attached or not expected else logging.DEBUG
+            _log.log(level, "a mirror is stale: %s", error, exc_info=None if expected else error)
+        self.attached = False
+        if self.line is not None:
+            self.line.detach()
+        if not outage:
+            self.line = None
+
+    def _change(self, before: Sandbox | None, after: Sandbox | None) -> Change | None:
+        shown = tuple(sandbox if sandbox and self._wanted.shows(sandbox) else None for sandbox in (before, after))
+        return None if shown[0] == shown[1] else (shown[0], shown[1])
+
+    # -- reading
+
+    @property
+    def synced(self) -> bool:
+        """Whether it is connected and has caught up with the events of the time of its listing."""
+        return self.attached and self._picture is not None and self._picture.caught_up()
+
+    @property
+    def age(self) -> float:
+        """Seconds; whatever happened longer ago than this is known."""
+        return max(0.0, time.monotonic() - self._proven)
+
+    @property
+    def stale(self) -> bool:
+        """Whether it may have missed something: it is not synced, or has not heard from the server for long."""
+        return not self.synced or self.age > STALE * self.heartbeat
+
+    def get(self, sandbox_id: str) -> Sandbox:
+        """The sandbox; raises `NotFoundError`."""
+        sandbox = self.sandboxes.get(sandbox_id)
+        if sandbox is None or not self._wanted.shows(sandbox):
+            checks.sandbox_id(sandbox_id)
+            raise NotFoundError(sandbox_id)
+        return sandbox
+
+    def list(
+        self,
+        states: Iterable[State] | None,
+        node: str | None,
+        labels: Mapping[str, str] | None,
+        namespace: str | None,
+    ) -> list[Sandbox]:
+        """The sandboxes that fit, in the order of their ids."""
+        chosen = selection(states=states, node=node, labels=labels, namespace=namespace, default=self._listed)
+        found = [each for each in tuple(self.sandboxes.values()) if chosen.shows(each) and self._wanted.shows(each)]
+        if node is not None or labels or namespace is not None:
+            found = [sandbox for sandbox in found if chosen.fits(sandbox)]
+        return sorted(found, key=lambda sandbox: sandbox.id)
+
+    def count(self, state: State | None, node: str | None) -> int:
+        """How many sandboxes there are."""
+        states = self._listed if state is None else frozenset((one_state("state", state),))
+        states &= self._wanted.states
+        everything = tuple(self.sandboxes.values())
+        return sum(each.status.state in states and (node is None or each.node == node) for each in everything)
+
+    def reached(self, partition: int, revision: str, sandbox_id: str) -> bool:
+        """Whether it knows what happened in a partition up to a revision."""
+        if self.line is None:
+            return False
+        known = self.sandboxes.get(sandbox_id)
+        newest = self.line.follower.places[partition]
+        return place(newest) >= place(revision) or (
+            known is not None and known.problem is None and place(known.revision) >= place(revision)
+        )
+
+    def place_of(self, what: Sandbox | str) -> tuple[int, str, str]:
+        """The partition, the revision and the sandbox that `wait_for` is to wait for."""
+        layout = None if self.line is None else self.line.layout
+        revision = what.revision if isinstance(what, Sandbox) else what
+        try:
+            place(revision)
+        except (AttributeError, ValueError):
+            raise InvalidArgumentError("revision", what, "a revision, or a sandbox with one, is needed") from None
+        if layout is None:
+            return 0, revision, ""
+        if isinstance(what, Sandbox):
+            return layout.partition(what.id), revision, what.id
+        if layout.partitions > 1:
+            raise InvalidArgumentError(
+                "revision", what, "the sandbox as the write returned it is needed, in a store with several partitions"
+            )
+        return 0, revision, ""
+
+
+def mirrored(
+    session: Session,
+    *,
+    states: Iterable[State] | None,
+    node: str | None,
+    labels: Mapping[str, str] | None,
+    namespace: str | None,
+    heartbeat: float = HEARTBEAT,
+) -> Mirroring:
+    """What a mirror of these is to know."""
+    wanted = selection(states=states, node=node, labels=labels, namespace=namespace, default=ALL)
+    return Mirroring(session, wanted, chosen=states is not None, heartbeat=heartbeat)
