@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from redis.exceptions import RedisError
 
-from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, pack, refusal, unsent
+from sandbox_redis.connect import NOT_YET, Endpoint, answer, at_hand, fence, lost, pack, unsent
 from sandbox_redis.wire import Command, Failure, Lost, Unsent
 
 CONNECT_MAX: Final = 60.0  # seconds; each task that waits for the connection gives up by its own timeout before
@@ -158,15 +158,13 @@ class AsyncLane:
 
 async def read(connection: Any, command: Command) -> Any:
     """The reply to one command, an error reply as `ServerError`."""
-    try:
-        reply = await connection.read_response(disable_decoding=True)
-    except RedisError as error:
-        if not is_refusal(error):
-            raise
-        return refusal(error)
-    if command and command[0] == "EXEC" and reply:
-        return [refusal(item) if isinstance(item, RedisError) else item for item in reply]
-    return reply
+    reply = at_hand(connection)
+    if reply is NOT_YET:
+        try:
+            reply = await connection.read_response(disable_decoding=True)
+        except RedisError as error:
+            reply = error
+    return answer(command, reply)
 
 
 class AsyncLeased:

@@ -77,7 +77,7 @@ def play(lane: Lane, op: Op[T], reply: Any = None, line: Line | None = None) -> 
                 else:
                     lane.give_back(leased)
             elif isinstance(request, SendAll):
-                _send_all(lane, request)
+                _Sent(lane, request).receive()
                 reply = None
             else:
                 if held is not None:
@@ -101,62 +101,73 @@ class Ahead(Generic[T]):
         self._lane = lane
         self._op = op
         self._request = op.send(None)
-        self._failure: Failure | None = None
-        self._leased: Leased | None = None
-        if isinstance(self._request, Send) and self._request.lease is Lease.ANY:
-            leased = lane.lease(self._request.key)
-            try:
-                lane.send(leased, self._request.commands, self._request.timeout)
-                self._leased = leased
-            except Failure as failure:
-                self._failure = failure
+        self._reply: Any = None
+        if isinstance(self._request, Send):
+            request = SendAll(iter([self._request]), self._take)
+        else:
+            assert isinstance(self._request, SendAll)
+            request = self._request
+        self._sent: _Sent | None = _Sent(lane, request)
+
+    def _take(self, reply: Any) -> None:
+        self._reply = reply
 
     def finish(self) -> T:
         """Carry it out to its end."""
-        if self._leased is not None and isinstance(self._request, Send):
-            leased, self._leased = self._leased, None
-            try:
-                reply: Any = self._lane.receive(leased, self._request.commands)
-                self._lane.give_back(leased)
-            except Failure as failure:
-                reply = failure
-        elif self._failure is not None:
-            reply = self._failure
-        else:
-            reply = None
-            if isinstance(self._request, SendAll):
-                _send_all(self._lane, self._request)
-        return play(self._lane, self._op, reply)
+        sent, self._sent = self._sent, None
+        assert sent is not None
+        sent.receive()
+        return play(self._lane, self._op, self._reply)
 
     def abandon(self) -> None:
         """Nobody wants it any more, unless it is finished."""
+        if self._sent is not None:
+            self._sent.abandon()
+
+
+class _Sent:
+    """One packet after the other on one connection, then all replies: the server is at work meanwhile."""
+
+    def __init__(self, lane: Lane, request: SendAll) -> None:
+        self._lane = lane
+        self._request = request
+        self._leased: Leased | None = None
+        self._sent: deque[Send] = deque()
+        self._failure: Failure | None = None
+        try:
+            while chunk := list(islice(request.sends, CHUNK)):
+                self._sent.extend(chunk)
+                self._leased = self._leased or lane.lease(chunk[0].key)
+                lane.send(self._leased, [command for send in chunk for command in send.commands], chunk[0].timeout)
+        except Failure as failure:
+            self._failure = failure
+        except BaseException:
+            self.abandon()
+            raise
+
+    def receive(self) -> None:
+        """Hand out the replies."""
+        try:
+            while self._sent and self._failure is None:
+                assert self._leased is not None
+                try:
+                    reply = self._lane.receive(self._leased, self._sent[0].commands)
+                except Failure as failure:
+                    self._failure = failure
+                else:
+                    self._sent.popleft()
+                    self._request.deliver(reply)
+        except BaseException:
+            self.abandon()
+            raise
+        if (gone := self._failure) is not None:
+            unsent = Unsent(gone.address, gone.reason, gone.code)
+            for each in [gone] * len(self._sent) + [unsent for _ in self._request.sends]:
+                self._request.deliver(each)
+        elif self._leased is not None:
+            self._lane.give_back(self._leased)
+
+    def abandon(self) -> None:
+        """Close the connection: replies that nobody wants are still to come."""
         if self._leased is not None:
             self._leased.connection.disconnect()
-
-
-def _send_all(lane: Lane, request: SendAll) -> None:
-    """One packet after the other on one connection, then all replies: the server is at work meanwhile."""
-    leased: Leased | None = None
-    sent: deque[Send] = deque()
-    try:
-        while chunk := list(islice(request.sends, CHUNK)):
-            sent.extend(chunk)
-            leased = leased or lane.lease(chunk[0].key)
-            lane.send(leased, [command for send in chunk for command in send.commands], chunk[0].timeout)
-        while sent:
-            assert leased is not None
-            reply = lane.receive(leased, sent[0].commands)
-            sent.popleft()
-            request.deliver(reply)
-    except Failure as failure:
-        unsent = Unsent(failure.address, failure.reason, failure.code)
-        failures = [failure] * len(sent) + [unsent for _ in request.sends]
-        for each in failures:
-            request.deliver(each)
-    except BaseException:
-        if leased is not None:
-            leased.connection.disconnect()
-        raise
-    else:
-        if leased is not None:
-            lane.give_back(leased)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from sandbox_redis.connect import Endpoint, fence, is_refusal, lost, pack, refusal, unsent
+from sandbox_redis.connect import NOT_YET, Endpoint, answer, at_hand, fence, lost, pack, unsent
 from sandbox_redis.wire import Command
 
 IDLE_MAX: Final = 0.1  # seconds that a connection may idle before it is looked at (2 us) when it is used again
@@ -125,15 +125,13 @@ class Lane:
 
 def _reply(connection: Any, command: Command) -> Any:
     """The reply to one command, an error reply as `ServerError`."""
-    try:
-        reply = connection.read_response(disable_decoding=True)
-    except RedisError as error:
-        if not is_refusal(error):
-            raise
-        return refusal(error)
-    if command[0] == "EXEC" and reply:
-        return [refusal(item) if isinstance(item, RedisError) else item for item in reply]
-    return reply
+    reply = at_hand(connection)
+    if reply is NOT_YET:
+        try:
+            reply = connection.read_response(disable_decoding=True)
+        except RedisError as error:
+            reply = error
+    return answer(command, reply)
 
 
 class Leased:

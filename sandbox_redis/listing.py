@@ -1,14 +1,16 @@
-"""How many sandboxes are read: in portions that one script each filters on the server, across all partitions, with a
-cursor that stays good while sandboxes come and go. No I/O. What users call stands in ``queries.py``.
+"""How many sandboxes are read: a script chooses the next ids on the server, their records are read while it chooses the
+ones behind them; across all partitions, with a cursor that stays good while sandboxes come and go. No I/O. What users
+call stands in ``queries.py``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final, NamedTuple
 
+from sandbox_redis import checks
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.exchange import Deadline
 from sandbox_redis.in_step import together
@@ -19,9 +21,9 @@ from sandbox_redis.session import Session
 from sandbox_redis.states import State
 from sandbox_redis.wire import Op, ServerError
 
-PAGE: Final = 200  # sandboxes; a page of so many takes the server 1.5 to 2 ms (measured), and larger ones gain nothing
+PAGE: Final = 500  # sandboxes; larger pages gain nothing (measured), and their replies wait in the server's memory
 PAGE_MAX: Final = 1000
-BUDGET: Final = 3000  # fields read in one script, 0.5 us each; so records with many fields make smaller pages
+BUDGET: Final = 3000  # about 2 ms of server time, in the script's own measure
 NOTHING: Final = "0-0"
 """Stands for the place before the first event."""
 
@@ -39,98 +41,129 @@ class Page:
     """Where a watch goes on that is to miss nothing after the first page; only that page has it."""
 
 
-class Portion(NamedTuple):
-    """What one script read of one partition."""
+class Choice(NamedTuple):
+    """The ids of a page."""
 
-    head: str
-    """What the keys of its records begin with."""
-    rows: list[Any]
-    """Each id with its fields as ``page.lua`` gives them, not decoded yet."""
-    last: str
-    """The id that it came to; empty at the end of the partition."""
-    newest: str
-    """The newest event then: each sandbox up to `last` is as this event left it."""
+    ids: list[tuple[int, list[bytes]]]
+    """Partitions and ids."""
+    cursor: str | None
 
-    def sandboxes(self) -> Iterator[Sandbox]:
-        """Decode what was read."""
-        items = iter(self.rows)
-        for raw, fields in zip(items, items, strict=True):
-            sandbox_id = raw.decode(errors="backslashreplace")
-            key = self.head + sandbox_id
-            if isinstance(fields, list):
-                yield sandbox_from_flat(sandbox_id, key, fields)
-                continue
-            number, *flat = fields.split(b"\0")
-            if int(number) == len(flat):
-                yield sandbox_from_flat(sandbox_id, key, flat)
-            else:
-                reason = "a value has NUL in it" if int(number) else flat[0].decode(errors="replace")
-                yield unreadable(sandbox_id, key, reason)
+    def __len__(self) -> int:
+        return sum(len(ids) for _, ids in self.ids)
 
 
 class Sheet(NamedTuple):
-    """A page, not decoded yet, so that the next one can be on its way meanwhile."""
+    """The records of a page, not decoded yet, so that the next one can be on its way meanwhile."""
 
-    portions: list[Portion]
-    cursor: str | None
-    since: str | None
-
-    def __len__(self) -> int:
-        return sum(len(part.rows) for part in self.portions) // 2
+    rows: list[tuple[str, list[bytes], list[Any]]]
+    """The key of a partition's records but for the id, ids, and what their keys hold."""
+    wanted: Selection
+    choice: Choice
+    following: Choice | None
 
     def sandboxes(self) -> Iterator[Sandbox]:
-        """Decode it."""
-        return chain.from_iterable(part.sandboxes() for part in self.portions)
+        """Decode them. Those that have left the wanted states, or gone, since they were chosen are left out."""
+        for head, ids, records in self.rows:
+            for raw, record in zip(ids, records, strict=True):
+                sandbox_id = raw.decode(errors="backslashreplace")
+                if isinstance(record, ServerError):
+                    yield unreadable(sandbox_id, head + sandbox_id, record.message)
+                elif record:
+                    sandbox = sandbox_from_flat(sandbox_id, head + sandbox_id, record)
+                    if self.wanted.shows(sandbox):
+                        yield sandbox
 
 
-def portion(
-    session: Session, layout: Keys, partition: int, wanted: Selection, after: str, limit: int, deadline: Deadline
-) -> Op[Portion]:
-    """Read on in one partition."""
-    head, node = layout.status_prefix(partition), wanted.node or ""
-    names = (layout.events(partition), *layout.states(partition), layout.node(partition, node))
-    states = "".join(f" {state} " for state in wanted.states)
-    only = wanted.sandbox_id or ""
-    args = (head, after.encode(errors="surrogateescape"), only, limit, BUDGET, states, node, *wanted.fields())
-    reply = yield from session.exchange.run("page", names, args, deadline)
-    if isinstance(reply, ServerError):
-        yield from session.wrong_type(names, deadline, (b"stream", *(b"zset",) * 5))
-    _, newest, last, rows = reply
-    return Portion(head, rows, last.decode(errors="surrogateescape"), newest.decode() or NOTHING)
+class Listing:
+    """A listing on its way: what is to be read next."""
+
+    def __init__(
+        self, session: Session, wanted: Selection, after: str | None, limit: int | None, timeout: float | None
+    ) -> None:
+        self.room = sys.maxsize if limit is None else checks.integer("limit", limit, 1, sys.maxsize)
+        session.deadline(timeout)  # refuses a wrong timeout
+        self._session = session
+        self._wanted = wanted
+        self._timeout = timeout
+        self._after = after
+        self._choice: Choice | None = None
+        self.more = True
+        """Whether there is another page."""
+
+    def next(self, *, following: bool = True) -> Op[Sheet]:
+        """Read the next page, and with `following` choose the ids of the one behind it. When that failed it can be
+        played again."""
+        session, deadline = self._session, self._session.deadline(self._timeout)
+        layout = yield from session.open(deadline, write=False)
+        choice = self._choice
+        if choice is None:
+            choice = yield from choose(session, layout, self._wanted, self._after, min(PAGE, self.room), deadline)
+        ops: list[Op[Any]] = [_fetch(session, layout, partition, ids, deadline) for partition, ids in choice.ids]
+        room = min(PAGE, self.room - len(choice))
+        ahead = following and room > 0 and choice.cursor is not None
+        if ahead:
+            ops.append(choose(session, layout, self._wanted, choice.cursor, room, deadline))
+        done = (yield from together(ops)) if ops else []
+        behind = done.pop() if ahead else None
+        heads = [layout.status_prefix(partition) for partition, _ in choice.ids]
+        rows = [(head, ids, records) for head, (_, ids), records in zip(heads, choice.ids, done, strict=True)]
+        return Sheet(rows, self._wanted, choice, behind)
+
+    def took(self, sheet: Sheet) -> Sheet:
+        """The next page has come."""
+        self.room -= len(sheet.choice)
+        self._choice, self._after = sheet.following, sheet.choice.cursor
+        self.more = sheet.choice.cursor is not None and self.room > 0
+        return sheet
 
 
-def sheet(
+def choose(
     session: Session, layout: Keys, wanted: Selection, after: str | None, limit: int, deadline: Deadline
-) -> Op[Sheet]:
-    """Read on across the partitions, until there are `limit` sandboxes or a portion ends early."""
-    if wanted.sandbox_id is None:
-        partition, last = parsed(after, layout)
-        end = layout.partitions
-    else:
+) -> Op[Choice]:
+    """The next ids, across the partitions, until there are `limit` or a script ends early."""
+    partition, last, end = *parsed(after, layout), layout.partitions
+    if wanted.sandbox_id is not None:
         partition, last = layout.partition(wanted.sandbox_id), ""
         end = partition if after else partition + 1
-    since = None if after else ",".join((yield from newest(session, layout, deadline)))
-    found: list[Portion] = []
-    room = limit
+    found: list[tuple[int, list[bytes]]] = []
     window = 1  # partitions asked at once; it grows while they hold little
     while partition < end and wanted.states:
         group = range(partition, min(partition + window, end))
         parts = yield from together(
-            portion(session, layout, p, wanted, last if p == partition else "", room, deadline) for p in group
+            _choose(session, layout, p, wanted, last if p == partition else "", limit, deadline) for p in group
         )
-        for p, part in zip(group, parts, strict=True):
-            if len(part.rows) > 2 * room:
-                rows = part.rows[: 2 * room]
-                found.append(part._replace(rows=rows))
-                return Sheet(found, f"{p}:{rows[-2].decode(errors='surrogateescape')}", since)
-            found.append(part)
-            room -= len(part.rows) // 2
-            if part.last:
-                return Sheet(found, f"{p}:{part.last}", since)
-            if not room and p + 1 < end:
-                return Sheet(found, f"{p + 1}:", since)
+        for p, (ids, stopped) in zip(group, parts, strict=True):
+            taken = ids[:limit]
+            limit -= len(taken)
+            if taken:
+                found.append((p, taken))
+            if len(taken) < len(ids) or stopped:
+                place = taken[-1] if len(taken) < len(ids) else stopped
+                return Choice(found, f"{p}:{place.decode(errors='surrogateescape')}")
+            if not limit and p + 1 < end:
+                return Choice(found, f"{p + 1}:")
         partition, last, window = group.stop, "", window * 2
-    return Sheet(found, None, since)
+    return Choice(found, None)
+
+
+def _choose(
+    session: Session, layout: Keys, partition: int, wanted: Selection, after: str, limit: int, deadline: Deadline
+) -> Op[tuple[list[bytes], bytes]]:
+    node = wanted.node or ""
+    names = (*layout.states(partition), layout.node(partition, node))
+    states = "".join(f" {state} " for state in wanted.states)
+    head, place = layout.status_prefix(partition), after.encode(errors="surrogateescape")
+    args = (head, place, wanted.sandbox_id or "", limit, BUDGET, states, node, *wanted.fields())
+    reply = yield from session.exchange.run("page", names, args, deadline)
+    if isinstance(reply, ServerError):
+        yield from session.wrong_type(names, deadline, (b"zset",) * 5)
+    _, last, ids = reply
+    return ids, last
+
+
+def _fetch(session: Session, layout: Keys, partition: int, ids: list[bytes], deadline: Deadline) -> Op[list[Any]]:
+    head = layout.status_prefix(partition).encode()
+    return session.exchange.ask(layout.events(partition), tuple(("HGETALL", head + each) for each in ids), deadline)
 
 
 def newest(session: Session, layout: Keys, deadline: Deadline) -> Op[list[str]]:

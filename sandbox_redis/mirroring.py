@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from sandbox_redis import checks
 from sandbox_redis.errors import InvalidArgumentError, NotFoundError, SandboxError, StoreUnavailableError
-from sandbox_redis.follow import HEARTBEAT, Follower, place
-from sandbox_redis.picture import Picture, draw
+from sandbox_redis.follow import HEARTBEAT, place
+from sandbox_redis.picture import Picture, draw, is_as_of
 from sandbox_redis.record import Sandbox
 from sandbox_redis.selection import ALL, LISTED, Selection, one_state, selection
 from sandbox_redis.session import Session
@@ -59,9 +59,7 @@ class Mirroring:
     def _redraw(self) -> Op[list[Change]]:
         started = time.monotonic()
         layout = yield from self._session.open(self._session.deadline(None), write=False)
-        picture = yield from draw(self._session, layout, self._wanted, self._session.deadline(None))
-        follower = Follower(layout, picture.start(), self._session.maxlen)
-        picture.settle(follower.places)
+        picture, follower = yield from draw(self._session, layout, self._wanted, self._session.deadline(None))
         before, self._picture = self._picture, picture
         self.sandboxes = picture.sandboxes
         self.line = Line(self._session, layout, follower, math.inf)
@@ -97,7 +95,6 @@ class Mirroring:
             before = picture.sandboxes.get(sandbox_id)
             if picture.take(entry) is not None and self.callbacks:
                 changes.append(self._change(before, picture.sandboxes.get(sandbox_id)))
-        picture.settle(follower.places)
         # A server that had nothing to tell has waited for the whole heartbeat.
         self._proven = max(self._proven, sent + (self.heartbeat if blocked and not entries else 0.0))
         return [change for change in changes if change]
@@ -124,7 +121,9 @@ class Mirroring:
     @property
     def synced(self) -> bool:
         """Whether it is connected and has caught up with the events of the time of its listing."""
-        return self.attached and self._picture is not None and self._picture.caught_up()
+        if not self.attached or self.line is None or self._picture is None:
+            return False
+        return self._picture.caught_up(self.line.follower.places)
 
     @property
     def age(self) -> float:
@@ -171,9 +170,7 @@ class Mirroring:
             return False
         known = self.sandboxes.get(sandbox_id)
         newest = self.line.follower.places[partition]
-        return place(newest) >= place(revision) or (
-            known is not None and known.problem is None and place(known.revision) >= place(revision)
-        )
+        return place(newest) >= place(revision) or (known is not None and is_as_of(known, revision))
 
     def place_of(self, what: Sandbox | str) -> tuple[int, str, str]:
         """The partition, the revision and the sandbox that `wait_for` is to wait for."""

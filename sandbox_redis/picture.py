@@ -2,25 +2,24 @@
 ``list_and_watch``. No I/O.
 
 It knows all sandboxes that fit in what never changes (node, labels, namespace), whatever their state: events carry no
-metadata, and one that is INIT today may be READY tomorrow.
+metadata, and one that is INIT today may be READY tomorrow. Each record says which event it is as of, so it does not
+matter that the events of the time of the listing come again.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
 from sandbox_redis import listing
 from sandbox_redis.exchange import Deadline
-from sandbox_redis.follow import Entry, place
+from sandbox_redis.follow import Entry, Follower, place
 from sandbox_redis.keys import Keys
-from sandbox_redis.listing import Portion
+from sandbox_redis.listing import Listing
 from sandbox_redis.record import Event, Sandbox, event_from_flat
-from sandbox_redis.selection import Selection
+from sandbox_redis.selection import ALL, Selection
 from sandbox_redis.session import Session
-from sandbox_redis.states import State
 from sandbox_redis.wire import Op
 
 _BEGINNINGS: Final = frozenset((b"create", b"load"))
@@ -33,22 +32,7 @@ class Picture:
         self.wanted = wanted
         self.sandboxes: dict[str, Sandbox] = {}
         self._layout = layout
-        self._listed: dict[int, tuple[list[str], list[str]]] = {}  # partition → last ids of its portions, newest events
-
-    def add(self, partition: int, part: Portion) -> None:
-        """Draw what a portion of a listing has."""
-        lasts, newests = self._listed.setdefault(partition, ([], []))
-        lasts.append(part.last)
-        newests.append(part.newest)
-        self.sandboxes.update((sandbox.id, sandbox) for sandbox in part.sandboxes())
-
-    def start(self) -> dict[int, str]:
-        """For each partition, the event from which on the picture must be told what happens."""
-        return {partition: newests[0] for partition, (_, newests) in self._listed.items()}
-
-    def caught_up(self) -> bool:
-        """Whether the events of the time of the listing have all been taken: it is whole now."""
-        return not self._listed
+        self._ends: dict[int, str] = {}  # partition → the newest event at the end of the listing
 
     def shown(self) -> Iterator[Sandbox]:
         """The sandboxes in the states that are wanted."""
@@ -58,53 +42,49 @@ class Picture:
         """Draw one event; it with the whole sandbox, or None when it is not of one that fits, or is drawn already."""
         partition, revision, flat = entry
         sandbox_id = flat[1].decode(errors="backslashreplace")  # the id is the first field
-        if partition in self._listed and self._is_drawn(partition, revision, sandbox_id):
+        known = self.sandboxes.get(sandbox_id)
+        if known is not None and is_as_of(known, revision):
             return None
         begins = flat[3] in _BEGINNINGS  # the transition is the second
-        known = None if begins else self.sandboxes.get(sandbox_id)
         if known is None and not begins:
-            return None  # of another node, or with other labels
-        metadata = None if known is None else known.metadata
+            return None  # of another node, or with other labels; or gone before it was listed
+        metadata = None if begins or known is None else known.metadata
         event = event_from_flat(revision, self._layout.events(partition), flat, places, metadata)
         after = event.sandbox
         if after is None:
             del self.sandboxes[sandbox_id]
-        elif known is None and not self.wanted.fits(after):
+        elif begins and not self.wanted.fits(after):
+            self.sandboxes.pop(sandbox_id, None)
             return None
         else:
             self.sandboxes[sandbox_id] = after
         return event
 
-    def settle(self, places: dict[int, str]) -> None:
-        """Forget how the listing went where the events have passed it."""
-        for partition, (_, newests) in tuple(self._listed.items()):
-            if place(places[partition]) >= place(newests[-1]):
-                del self._listed[partition]
+    def ends(self, newest: list[str]) -> None:
+        """The listing has come to its end, with these as the newest events."""
+        self._ends = dict(enumerate(newest))
 
-    def _is_drawn(self, partition: int, revision: str, sandbox_id: str) -> bool:
-        """Whether the portion that has, or would have, this sandbox was read after this event."""
-        lasts, newests = self._listed[partition]
-        if place(revision) > place(newests[-1]):
-            del self._listed[partition]  # so is everything behind it
-            return False
-        portion = bisect_left(lasts, sandbox_id, hi=len(lasts) - 1)  # the last portion goes on to the end
-        return place(revision) <= place(newests[portion])
+    def caught_up(self, places: dict[int, str]) -> bool:
+        """Whether the events of the time of the listing have all been taken: it is whole now."""
+        for partition, newest in tuple(self._ends.items()):
+            if place(places[partition]) < place(newest):
+                return False
+            del self._ends[partition]
+        return True
 
 
-def draw(session: Session, layout: Keys, wanted: Selection, deadline: Deadline) -> Op[Picture]:
-    """A picture from a listing of everything that fits. Each round trip has a deadline like `deadline` of its own."""
+def is_as_of(sandbox: Sandbox, revision: str) -> bool:
+    """Whether a sandbox is as this event left it, or a later one."""
+    return sandbox.problem is None and place(sandbox.revision) >= place(revision)
+
+
+def draw(session: Session, layout: Keys, wanted: Selection, deadline: Deadline) -> Op[tuple[Picture, Follower]]:
+    """A picture of everything that fits, and what is to tell it of the events since it was begun."""
     picture = Picture(layout, wanted)
-    everything = replace(wanted, states=frozenset(State))
-    partitions = range(layout.partitions)
-    if wanted.sandbox_id is not None:
-        partitions = range(layout.partition(wanted.sandbox_id), layout.partition(wanted.sandbox_id) + 1)
-    for partition in partitions:
-        last = ""
-        while True:
-            part = yield from listing.portion(
-                session, layout, partition, everything, last, listing.PAGE, deadline.renewed()
-            )
-            picture.add(partition, part)
-            if not (last := part.last):
-                break
-    return picture
+    places = dict(enumerate((yield from listing.newest(session, layout, deadline))))
+    pages = Listing(session, replace(wanted, states=ALL), None, None, None)
+    while pages.more:
+        sheet = pages.took((yield from pages.next()))
+        picture.sandboxes.update((sandbox.id, sandbox) for sandbox in sheet.sandboxes())
+    picture.ends((yield from listing.newest(session, layout, deadline.renewed())))
+    return picture, Follower(layout, places, session.maxlen)

@@ -6,7 +6,6 @@ in ``listing.py``, which sandboxes are meant in ``selection.py``.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,9 +14,9 @@ from sandbox_redis import checks, listing
 from sandbox_redis.errors import AmbiguousIDError, InvalidArgumentError, NotFoundError
 from sandbox_redis.exchange import Deadline
 from sandbox_redis.in_step import together
-from sandbox_redis.listing import Page, Sheet
+from sandbox_redis.listing import Page
 from sandbox_redis.record import Event, Sandbox, event_from_fields, hash_reply, pairs, sandbox_from_fields
-from sandbox_redis.selection import LISTED, Selection, one_state, selection
+from sandbox_redis.selection import LISTED, one_state, selection
 from sandbox_redis.session import Session
 from sandbox_redis.states import State
 from sandbox_redis.watching import wait
@@ -37,37 +36,6 @@ class Counts:
     """In each of the four states."""
     nodes: Mapping[str, int]
     """On each node that has some, whatever their states, in the order of the nodes' names."""
-
-
-class Listing:
-    """A listing on its way: what is to be read next. The faces read it page by page, each page while its user is busy
-    with the one before."""
-
-    def __init__(
-        self, session: Session, wanted: Selection, after: str | None, limit: int | None, timeout: float | None
-    ) -> None:
-        self._session = session
-        self._wanted = wanted
-        self._timeout = timeout
-        self._after = after
-        self._room = sys.maxsize if limit is None else checks.integer("limit", limit, 1, sys.maxsize)
-        session.deadline(timeout)
-        self.more = True
-        """Whether there is another page."""
-
-    def next(self) -> Op[Sheet]:
-        """Read the next page. When that failed it can be played again."""
-        deadline = self._session.deadline(self._timeout)
-        layout = yield from self._session.open(deadline, write=False)
-        limit = min(listing.PAGE, self._room)
-        return (yield from listing.sheet(self._session, layout, self._wanted, self._after, limit, deadline))
-
-    def took(self, sheet: Sheet) -> Sheet:
-        """The next page has come."""
-        self._room -= len(sheet)
-        self._after = sheet.cursor
-        self.more = sheet.cursor is not None and self._room > 0
-        return sheet
 
 
 class Queries(Session):
@@ -158,8 +126,8 @@ class Queries(Session):
         limit: int = listing.PAGE,
         timeout: float | None = None,
     ) -> Op[Page]:
-        """Read one page of a listing. One round trip, and one more for each doubling of the partitions looked at while
-        they hold little.
+        """Read one page of a listing. Two round trips, one more for the first page, and one for each doubling of the
+        partitions looked at while they hold little.
 
         A sandbox that is there from the first page to the last comes exactly once; one that comes, goes or changes its
         state meanwhile comes at most once. The server filters; it is kept busy for about 2 ms at most.
@@ -186,8 +154,9 @@ class Queries(Session):
         checks.integer("limit", limit, 1, listing.PAGE_MAX)
         deadline = self.deadline(timeout)
         layout = yield from self.open(deadline, write=False)
-        sheet = yield from listing.sheet(self, layout, wanted, after, limit, deadline)
-        return Page(list(sheet.sandboxes()), sheet.cursor, sheet.since)
+        since = None if after else ",".join((yield from listing.newest(self, layout, deadline)))
+        sheet = yield from listing.Listing(self, wanted, after, limit, timeout).next(following=False)
+        return Page(list(sheet.sandboxes()), sheet.choice.cursor, since)
 
     def ids(
         self, *, states: Iterable[State] | None = None, node: str | None = None, timeout: float | None = None

@@ -16,10 +16,10 @@ from sandbox_redis.driver import Ahead, play
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
 from sandbox_redis.follow import HEARTBEAT
+from sandbox_redis.listing import Listing
 from sandbox_redis.mirror import Mirror
 from sandbox_redis.mirroring import mirrored
 from sandbox_redis.operations import Operations
-from sandbox_redis.queries import Listing
 from sandbox_redis.record import Sandbox, Status
 from sandbox_redis.selection import ALL, selection
 from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT

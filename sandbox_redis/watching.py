@@ -148,15 +148,14 @@ class Watching:
         """Begin with a listing: the sandboxes that fit. Their events follow."""
         deadline = self._session.deadline(None)
         layout = yield from self._session.open(deadline, write=False)
-        picture = yield from draw(self._session, layout, self._wanted, deadline)
+        picture, follower = yield from draw(self._session, layout, self._wanted, deadline)
 
         def told(entry: Entry, places: tuple[str, ...]) -> Event | None:
             event = picture.take(entry, places)
             return event if event is not None and self._wanted.tells(event) else None
 
         self._told = told
-        self._stand(layout, Follower(layout, picture.start(), self._session.maxlen))
-        picture.settle(picture.start())
+        self._stand(layout, follower)
         return list(picture.shown())
 
     def _stand(self, layout: Keys, follower: Follower) -> None:
