@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.aio_driver import play
 from sandbox_redis.aio_mirror import AsyncMirror
+from sandbox_redis.aio_waits import Waits
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
 from sandbox_redis.errors import StoreUnavailableError
@@ -26,6 +27,7 @@ from sandbox_redis.selection import ALL, selection
 from sandbox_redis.session import EVENTS_MAXLEN, TIMEOUT
 from sandbox_redis.states import State
 from sandbox_redis.transaction import UpdateFunc
+from sandbox_redis.waiting import Waiting
 from sandbox_redis.watch import AsyncWatch
 from sandbox_redis.watching import Watching
 from sandbox_redis.wire import Op
@@ -82,6 +84,7 @@ class AsyncSandboxStore:
         )
         self._lane = AsyncLane(target)
         self._lane.on_return = self._operations.forget
+        self._waits = Waits(self._lane, self._operations, self.watch)
 
     @classmethod
     def from_url(
@@ -112,7 +115,6 @@ class AsyncSandboxStore:
     counts = _played(Operations.counts)
     resolve = _played(Operations.resolve)
     history = _played(Operations.history)
-    wait = _played(Operations.wait)
     create = _played(Operations.create)
     load = _played(Operations.load)
     start = _played(Operations.start)
@@ -202,6 +204,12 @@ class AsyncSandboxStore:
             self._operations, states=states, node=node, labels=labels, namespace=namespace, heartbeat=heartbeat
         )
         return await AsyncMirror(self._lane, core, self._operations.timeout).begin()
+
+    async def wait(
+        self, sandbox_id: str, until: State | Iterable[State] | None, *, timeout: float | None = None
+    ) -> Sandbox | None:
+        """Same as `SandboxStore.wait`. Any number of waits share one connection."""
+        return await self._waits.wait(Waiting(sandbox_id, until, timeout))
 
     def status(self, sandbox_id: str) -> AsyncStatusStorage:
         """Same as `SandboxStore.status`."""

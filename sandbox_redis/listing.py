@@ -5,8 +5,10 @@ call stands in ``queries.py``.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -17,13 +19,14 @@ from sandbox_redis.in_step import together
 from sandbox_redis.keys import Keys
 from sandbox_redis.record import Metadata, Sandbox, Status, sandbox_from_flat
 from sandbox_redis.selection import Selection
-from sandbox_redis.session import Session
+from sandbox_redis.session import PARTITIONS_MAX, Session
 from sandbox_redis.states import State
 from sandbox_redis.wire import Op, ServerError
 
 PAGE: Final = 500  # sandboxes; larger pages gain nothing (measured), and their replies wait in the server's memory
 PAGE_MAX: Final = 1000
 BUDGET: Final = 3000  # about 2 ms of server time, in the script's own measure
+_CURSOR = re.compile(r"(\d{1,5}):(.*)", re.DOTALL | re.ASCII).fullmatch
 NOTHING: Final = "0-0"
 """Stands for the place before the first event."""
 
@@ -81,7 +84,8 @@ class Listing:
         self, session: Session, wanted: Selection, after: str | None, limit: int | None, timeout: float | None
     ) -> None:
         self.room = sys.maxsize if limit is None else checks.integer("limit", limit, 1, sys.maxsize)
-        session.deadline(timeout)  # refuses a wrong timeout
+        session.deadline(timeout)  # wrong arguments are refused at once
+        parsed(after)
         self._session = session
         self._wanted = wanted
         self._timeout = timeout
@@ -121,16 +125,16 @@ def choose(
     session: Session, layout: Keys, wanted: Selection, after: str | None, limit: int, deadline: Deadline
 ) -> Op[Choice]:
     """The next ids, across the partitions, until there are `limit` or a script ends early."""
-    partition, last, end = *parsed(after, layout), layout.partitions
+    partition, last, end = *parsed(after, layout.partitions), layout.partitions
     if wanted.sandbox_id is not None:
-        partition, last = layout.partition(wanted.sandbox_id), ""
+        partition, last = layout.partition(wanted.sandbox_id), b""
         end = partition if after else partition + 1
     found: list[tuple[int, list[bytes]]] = []
     window = 1  # partitions asked at once; it grows while they hold little
     while partition < end and wanted.states:
         group = range(partition, min(partition + window, end))
         parts = yield from together(
-            _choose(session, layout, p, wanted, last if p == partition else "", limit, deadline) for p in group
+            _choose(session, layout, p, wanted, last if p == partition else b"", limit, deadline) for p in group
         )
         for p, (ids, stopped) in zip(group, parts, strict=True):
             taken = ids[:limit]
@@ -142,18 +146,18 @@ def choose(
                 return Choice(found, f"{p}:{place.decode(errors='surrogateescape')}")
             if not limit and p + 1 < end:
                 return Choice(found, f"{p + 1}:")
-        partition, last, window = group.stop, "", window * 2
+        partition, last, window = group.stop, b"", window * 2
     return Choice(found, None)
 
 
 def _choose(
-    session: Session, layout: Keys, partition: int, wanted: Selection, after: str, limit: int, deadline: Deadline
+    session: Session, layout: Keys, partition: int, wanted: Selection, after: bytes, limit: int, deadline: Deadline
 ) -> Op[tuple[list[bytes], bytes]]:
     node = wanted.node or ""
     names = (*layout.states(partition), layout.node(partition, node))
     states = "".join(f" {state} " for state in wanted.states)
-    head, place = layout.status_prefix(partition), after.encode(errors="surrogateescape")
-    args = (head, place, wanted.sandbox_id or "", limit, BUDGET, states, node, *wanted.fields())
+    head = layout.status_prefix(partition)
+    args = (head, after, wanted.sandbox_id or "", limit, BUDGET, states, node, *wanted.fields())
     reply = yield from session.exchange.run("page", names, args, deadline)
     if isinstance(reply, ServerError):
         yield from session.wrong_type(names, deadline, (b"zset",) * 5)
@@ -178,17 +182,18 @@ def newest(session: Session, layout: Keys, deadline: Deadline) -> Op[list[str]]:
     return (yield from together(one(layout.events(p)) for p in range(layout.partitions)))
 
 
-def parsed(after: str | None, layout: Keys) -> tuple[int, str]:
-    """The partition and the id of a page's cursor."""
+def parsed(after: str | None, partitions: int = PARTITIONS_MAX) -> tuple[int, bytes]:
+    """The partition and the id of a page's cursor, in a store with so many partitions.
+
+    Raises:
+        InvalidArgumentError: it is none.
+    """
     if after is None:
-        return 0, ""
-    rule = "the cursor of a page of this store is needed"
-    if not isinstance(after, str):
-        raise InvalidArgumentError("after", after, rule)
-    partition, colon, last = after.partition(":")
-    if not colon or not partition.isdecimal() or len(partition) > 5 or int(partition) >= layout.partitions:
-        raise InvalidArgumentError("after", after, rule)
-    return int(partition), last
+        return 0, b""
+    if isinstance(after, str) and (parts := _CURSOR(after)) and int(parts[1]) < partitions:
+        with suppress(UnicodeEncodeError):
+            return int(parts[1]), parts[2].encode(errors="surrogateescape")  # an id may be anything, as bytes
+    raise InvalidArgumentError("after", after, "the cursor of a page of this store is needed")
 
 
 def unreadable(sandbox_id: str, key: str, reason: str) -> Sandbox:

@@ -18,7 +18,7 @@ from sandbox_redis.record import Sandbox
 from sandbox_redis.selection import ALL, LISTED, Selection, one_state, selection
 from sandbox_redis.session import Session
 from sandbox_redis.states import State
-from sandbox_redis.watching import Line, refusal_in
+from sandbox_redis.watching import Feed, refusal_in
 from sandbox_redis.wire import Closed, Command, Failure, Op
 
 STALE: Final = 3  # heartbeats without a word make a mirror stale; one may be late on a busy machine
@@ -34,7 +34,7 @@ class Mirroring:
         self.heartbeat = checks.seconds("heartbeat", heartbeat)
         self.sandboxes: dict[str, Sandbox] = {}
         """What is shown, by id."""
-        self.line: Line | None = None
+        self.feed: Feed | None = None
         """What it follows; None before the first listing, and when another one is needed."""
         self.attached = False
         self.callbacks: list[OnChange] = []
@@ -49,10 +49,10 @@ class Mirroring:
     def attach(self) -> Op[list[Change]]:
         """Take a connection and make sure that nothing is missing, or list again; what that has changed."""
         changes: list[Change] = []
-        if self.line is None:
+        if self.feed is None:
             changes = yield from self._redraw()
-        assert self.line is not None
-        yield from self.line.attach()
+        assert self.feed is not None
+        yield from self.feed.attach()
         self.attached = True
         return changes
 
@@ -62,7 +62,7 @@ class Mirroring:
         picture, follower = yield from draw(self._session, layout, self._wanted, self._session.deadline(None))
         before, self._picture = self._picture, picture
         self.sandboxes = picture.sandboxes
-        self.line = Line(self._session, layout, follower, math.inf)
+        self.feed = Feed(self._session, layout, follower, math.inf)
         self._proven = started
         if before is None or not self.callbacks:
             return []
@@ -72,8 +72,8 @@ class Mirroring:
 
     def packet(self, *, block: bool = True) -> tuple[Command, ...]:
         """What to send to hear of the next events, after a heartbeat at the latest."""
-        assert self.line is not None
-        return self.line.follower.packet(self.heartbeat if block else None)
+        assert self.feed is not None
+        return self.feed.follower.packet(self.heartbeat if block else None)
 
     def take(self, replies: Sequence[Any], sent: float, *, blocked: bool = True) -> list[Change]:
         """The replies to a packet that was sent at that time; what they change.
@@ -82,11 +82,11 @@ class Mirroring:
             Unsent: the server cannot serve now.
             StoreRolledBackError: it has lost data.
         """
-        assert self.line is not None
+        assert self.feed is not None
         assert self._picture is not None
         if refused := refusal_in(replies, self._session.exchange.address):
             raise refused
-        follower, picture = self.line.follower, self._picture
+        follower, picture = self.feed.follower, self._picture
         entries = follower.take(replies)
         changes = []
         for entry in entries:
@@ -107,10 +107,10 @@ class Mirroring:
             level = logging.WARNING if self.attached or not expected else logging.DEBUG
             _log.log(level, "a mirror is stale: %s", error, exc_info=None if expected else error)
         self.attached = False
-        if self.line is not None:
-            self.line.detach()
+        if self.feed is not None:
+            self.feed.detach()
         if not outage:
-            self.line = None
+            self.feed = None
 
     def _change(self, before: Sandbox | None, after: Sandbox | None) -> Change | None:
         shown = tuple(sandbox if sandbox and self._wanted.shows(sandbox) else None for sandbox in (before, after))
@@ -121,9 +121,9 @@ class Mirroring:
     @property
     def synced(self) -> bool:
         """Whether it is connected and has caught up with the events of the time of its listing."""
-        if not self.attached or self.line is None or self._picture is None:
+        if not self.attached or self.feed is None or self._picture is None:
             return False
-        return self._picture.caught_up(self.line.follower.places)
+        return self._picture.caught_up(self.feed.follower.places)
 
     @property
     def age(self) -> float:
@@ -166,15 +166,15 @@ class Mirroring:
 
     def reached(self, partition: int, revision: str, sandbox_id: str) -> bool:
         """Whether it knows what happened in a partition up to a revision."""
-        if self.line is None:
+        if self.feed is None:
             return False
         known = self.sandboxes.get(sandbox_id)
-        newest = self.line.follower.places[partition]
+        newest = self.feed.follower.places[partition]
         return place(newest) >= place(revision) or (known is not None and is_as_of(known, revision))
 
     def place_of(self, what: Sandbox | str) -> tuple[int, str, str]:
         """The partition, the revision and the sandbox that `wait_for` is to wait for."""
-        layout = None if self.line is None else self.line.layout
+        layout = None if self.feed is None else self.feed.layout
         revision = what.revision if isinstance(what, Sandbox) else what
         try:
             place(revision)

@@ -19,7 +19,7 @@ from sandbox_redis.record import Event, Sandbox, event_from_fields, hash_reply, 
 from sandbox_redis.selection import LISTED, one_state, selection
 from sandbox_redis.session import Session
 from sandbox_redis.states import State
-from sandbox_redis.watching import wait
+from sandbox_redis.waiting import Waiting, wait
 from sandbox_redis.wire import Command, Op, ServerError
 
 MATCHES: Final = 5  # ids that an AmbiguousIDError names
@@ -151,11 +151,11 @@ class Queries(Session):
         wanted = selection(
             states=states, cri_state=cri_state, sandbox_id=sandbox_id, node=node, labels=labels, namespace=namespace
         )
-        checks.integer("limit", limit, 1, listing.PAGE_MAX)
+        pages = listing.Listing(self, wanted, after, checks.integer("limit", limit, 1, listing.PAGE_MAX), timeout)
         deadline = self.deadline(timeout)
         layout = yield from self.open(deadline, write=False)
         since = None if after else ",".join((yield from listing.newest(self, layout, deadline)))
-        sheet = yield from listing.Listing(self, wanted, after, limit, timeout).next(following=False)
+        sheet = yield from pages.next(following=False)
         return Page(list(sheet.sandboxes()), sheet.choice.cursor, since)
 
     def ids(
@@ -235,7 +235,9 @@ class Queries(Session):
             names = (*layout.states(partition), layout.nodes(partition))
             reply = yield from self.exchange.run("counts", names, (layout.node(partition, ""),), deadline)
             if isinstance(reply, ServerError):
-                yield from self.wrong_type(names, deadline, (b"zset",) * 5)
+                (nodes,) = yield from self._ask((("ZRANGE", names[-1], 0, -1),), deadline)
+                names += tuple(layout.node(partition, node.decode(errors="replace")) for node in nodes)
+                yield from self.wrong_type(names, deadline, (b"zset",) * len(names))
             return reply
 
         states = dict.fromkeys(State, 0)
@@ -340,7 +342,7 @@ class Queries(Session):
             CompactedError: the server has lost or trimmed events that may have told of it.
             InvalidArgumentError, SchemaError, StoreUnavailableError: as for `get`.
         """
-        return (yield from wait(self, sandbox_id, until, timeout))
+        return (yield from wait(self, Waiting(sandbox_id, until, timeout)))
 
     def _ask(self, commands: tuple[Command, ...], deadline: Deadline, kind: bytes = b"zset") -> Op[list[Any]]:
         """What keys of one partition and of one type hold."""

@@ -83,6 +83,8 @@ def selection(
         checks.text("namespace", namespace, empty=False)
     if sandbox_id is not None:
         checks.sandbox_id(sandbox_id)
+    if labels and len(checks.texts("labels", labels)) > checks.ENTRIES_MAX:
+        raise InvalidArgumentError("labels", f"{len(labels)} labels", f"no sandbox has more than {checks.ENTRIES_MAX}")
     return Selection(wanted, node, namespace, dict(checks.texts("labels", labels or {})), sandbox_id)
 
 

@@ -8,29 +8,27 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from sandbox_redis import checks
-from sandbox_redis.errors import InvalidArgumentError, StoreRolledBackError, StoreUnavailableError, WaitTimeoutError
+from sandbox_redis.errors import StoreRolledBackError, StoreUnavailableError
 from sandbox_redis.exchange import Deadline
 from sandbox_redis.follow import HEARTBEAT, Entry, Follower, begin, check_since
 from sandbox_redis.keys import Keys
 from sandbox_redis.picture import draw
 from sandbox_redis.record import Event, Sandbox, event_from_flat, pairs
-from sandbox_redis.selection import ALL, Selection, one_state
+from sandbox_redis.selection import Selection
 from sandbox_redis.session import Session
-from sandbox_redis.states import State
 from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Op, Send, ServerError, Unsent
 
 _log: Final = logging.getLogger("sandbox_redis")
 _PASSING: Final = TRANSIENT | {"UNBLOCKED"}  # which a master says to blocked readers when it becomes a replica
 
 
-class Line:
-    """The follower's own connection: what is asked over it, and how an outage is bridged."""
+class Feed:
+    """What a follower hears over a connection of its own, and how an outage is bridged."""
 
     def __init__(self, session: Session, layout: Keys, follower: Follower, patience: float) -> None:
         self.follower = follower
@@ -126,7 +124,7 @@ class Watching:
         self._session = session
         self._wanted = wanted
         self._since = since
-        self._line: Line | None = None
+        self._feed: Feed | None = None
         self._told: Callable[[Entry, tuple[str, ...]], Event | None] = self._plainly
         self._buffer: deque[Event] = deque()
         self.cursor: str | None = None
@@ -134,15 +132,15 @@ class Watching:
 
     def begin(self) -> Op[None]:
         """Find out where to begin, once. The server must answer within the timeout of the store."""
-        if self._line is None:
+        if self._feed is None:
             deadline = self._session.deadline(None)
             layout = yield from self._session.open(deadline, write=False)
             only = None if self._wanted.sandbox_id is None else layout.partition(self._wanted.sandbox_id)
             follower = yield from begin(self._session, layout, self._since, only, deadline)
             self._stand(layout, follower)
-            assert self._line is not None
+            assert self._feed is not None
             if self._since is not None:
-                yield from self._line.attach()
+                yield from self._feed.attach()
 
     def draw(self) -> Op[list[Sandbox]]:
         """Begin with a listing: the sandboxes that fit. Their events follow."""
@@ -159,15 +157,15 @@ class Watching:
         return list(picture.shown())
 
     def _stand(self, layout: Keys, follower: Follower) -> None:
-        self._line = Line(self._session, layout, follower, self._patience)
+        self._feed = Feed(self._session, layout, follower, self._patience)
         self.cursor = follower.cursor
 
     def more(self, heartbeat: float = HEARTBEAT) -> Op[None]:
         """Wait for events, or for a heartbeat."""
         yield from self.begin()
-        assert self._line is not None
-        follower = self._line.follower
-        for entry in (yield from self._line.more(heartbeat)):
+        assert self._feed is not None
+        follower = self._feed.follower
+        for entry in (yield from self._feed.more(heartbeat)):
             follower.places[entry.partition] = entry.revision
             if (event := self._told(entry, tuple(follower.places.values()))) is not None:
                 self._buffer.append(event)
@@ -178,8 +176,8 @@ class Watching:
             event = self._buffer.popleft()
             self.cursor = event.cursor
             return event
-        if self._line is not None:
-            self.cursor = self._line.follower.cursor
+        if self._feed is not None:
+            self.cursor = self._feed.follower.cursor
         return None
 
     def _plainly(self, entry: Entry, places: tuple[str, ...]) -> Event | None:
@@ -189,33 +187,6 @@ class Watching:
             return None
         if wanted.node is not None and pairs(flat).get(b"node") != wanted.node.encode():
             return None
-        assert self._line is not None
-        event = event_from_flat(entry.revision, self._line.layout.events(entry.partition), flat, places)
+        assert self._feed is not None
+        event = event_from_flat(entry.revision, self._feed.layout.events(entry.partition), flat, places)
         return event if wanted.tells(event) else None
-
-
-def wait(
-    session: Session, sandbox_id: str, until: State | Iterable[State] | None, timeout: float | None
-) -> Op[Sandbox | None]:
-    """Wait until a sandbox is in one of the states, or gone; see `Operations.wait`."""
-    wanted = (until,) if isinstance(until, State) else until
-    if isinstance(wanted, str) or not isinstance(wanted, Iterable | None):
-        raise InvalidArgumentError("until", until, "a state, some states, or None for gone is needed")
-    checks.sandbox_id(sandbox_id)
-    states = frozenset(one_state("until", state) for state in wanted or ())
-    end = math.inf if timeout is None else time.monotonic() + checks.seconds("timeout", timeout)
-    watching = Watching(session, Selection(ALL, sandbox_id=sandbox_id), timeout=timeout)
-    yield from watching.begin()
-    layout = yield from session.open(session.deadline(None), write=False)
-    found = yield from session.fetch(layout, sandbox_id, session.deadline(None))
-    while found is not None and found.status.state not in states:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise WaitTimeoutError(sandbox_id, timeout or 0.0, " or ".join([*sorted(states), "gone"]))
-        yield from watching.more(min(left, HEARTBEAT))
-        while found is not None and found.status.state not in states and (event := watching.take()):
-            after = event.sandbox
-            if after is not None and event.before is not None:
-                after = replace(after, metadata=found.metadata)
-            found = after
-    return found

@@ -82,6 +82,9 @@ class Failure(Exception):
         self.reason = reason
         self.code = code
 
+    def __str__(self) -> str:
+        return f"the connection to {self.address} failed: {self.reason}"
+
 
 class Closed(Exception):
     """Its user has closed what an operation was under way for; it never leaves the library."""

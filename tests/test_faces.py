@@ -181,13 +181,16 @@ LAYERS = [
     {"follow"},
     {"picture"},
     {"watching"},
+    {"waiting"},
     {"queries"},
     {"operations"},
     {"batch", "audit", "connect", "server"},
     {"lane", "aio_lane"},
     {"driver"},
     {"aio_driver"},
-    {"watch"},
+    {"watch", "mirroring", "tail"},
+    {"mirror"},
+    {"aio_mirror", "aio_waits"},
     {"store", "aio"},
 ]
 
