@@ -43,7 +43,7 @@ def idle_mirror(store: SandboxStore, ready: Any) -> dict[int, float]:
     with store.mirror() as mirror:
 
         @mirror.on_change
-        def changed(before: Sandbox | None, after: Sandbox | None) -> None:
+        def changed(_before: Sandbox | None, after: Sandbox | None) -> None:
             if after is not None:
                 seen.setdefault(after.status.exit_status, time.monotonic())
 

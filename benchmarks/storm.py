@@ -19,10 +19,13 @@ CUT = (0.05, 0.5)  # seconds between two cuts
 END = "the-end"
 
 
-def write(url: str, index: int, until: float) -> None:
+def write(url: str, index: int, ready: Any, seconds: float) -> None:
     """Lead sandboxes through their lives; three of four ids are shared with other writers."""
     random.seed(index)
     with SandboxStore(url, agent=f"writer-{index}") as store:
+        store.counts()
+        ready.wait()
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             sandbox_id = (
                 f"shared-{random.randrange(50)}" if random.random() < 0.75 else f"own-{index}-{random.randrange(50)}"
@@ -41,11 +44,12 @@ def write(url: str, index: int, until: float) -> None:
                 continue
 
 
-def watch(url: str, since: str, index: int, partitions: int, told: Any) -> None:
+def watch(url: str, since: str, index: int, partitions: int, ready: Any, told: Any) -> None:
     """Take everything down until each partition has said that it is the end."""
     seen: list[tuple[str, str, str | None, str]] = []
     ends = 0
     with SandboxStore(url, agent=f"watcher-{index}") as store, store.watch(since=since) as events:
+        ready.wait()
         for event in events:
             if event.id.startswith(END):
                 ends += event.transition == "create"
@@ -68,14 +72,16 @@ def measure(url: str, partitions: int, seconds: float, row: Callable[..., None])
         since = store.page().since
         assert since is not None
         told: Any = multiprocessing.Queue()
-        until = time.monotonic() + seconds
+        ready = multiprocessing.Barrier(WRITERS + WATCHERS + 1)
         watchers = [
-            multiprocessing.Process(target=watch, args=(url, since, i, partitions, told)) for i in range(WATCHERS)
+            multiprocessing.Process(target=watch, args=(url, since, i, partitions, ready, told))
+            for i in range(WATCHERS)
         ]
-        writers = [multiprocessing.Process(target=write, args=(url, i, until)) for i in range(WRITERS)]
+        writers = [multiprocessing.Process(target=write, args=(url, i, ready, seconds)) for i in range(WRITERS)]
         for process in watchers + writers:
             process.start()
-        cuts = 0
+        ready.wait()
+        cuts, until = 0, time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(random.uniform(*CUT))
             cuts += _cut(client)

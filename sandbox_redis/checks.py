@@ -20,6 +20,11 @@ _PREFIX = re.compile(r"[^{}\s\x00-\x1f\x7f]{1,128}").fullmatch
 _ID_RULE: Final = "1 to 128 of the characters A-Z a-z 0-9 _ . - are needed, the first a letter or a digit"
 
 
+def is_id(value: str) -> bool:
+    """Whether this can be an id."""
+    return _ID(value) is not None
+
+
 def sandbox_id(value: str, argument: str = "sandbox_id") -> str:
     """An id that can be a part of a key."""
     if not isinstance(value, str) or not _ID(value):

@@ -277,7 +277,8 @@ class Queries(Session):
             return [member for reply in (yield from self._ask(commands, deadline)) for member in reply]
 
         parts = yield from together(part(p) for p in range(layout.partitions))
-        found = sorted({member.decode(errors="backslashreplace") for members in parts for member in members})
+        texts = {member.decode(errors="backslashreplace") for members in parts for member in members}
+        found = sorted(filter(checks.is_id, texts))  # what was put there by hand may be no id
         if not found:
             raise NotFoundError(prefix)
         if found[0] != prefix and len(found) > 1:

@@ -376,6 +376,14 @@ def sandbox_from_flat(sandbox_id: str, key: str, flat: list[bytes]) -> Sandbox:
     return sandbox_from_fields(sandbox_id, key, pairs(flat))
 
 
+def _at(revision: str) -> datetime:
+    """When an event was; the end of time for an id that was given by hand and lies beyond."""
+    try:
+        return _EPOCH + timedelta(milliseconds=int(revision.partition("-")[0]))
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
 def event_from_fields(revision: str, key: str, fields: Mapping[bytes, bytes]) -> Event:
     """The event in a stream entry; `key` is the stream's."""
     where = f"{key} entry {revision}"
@@ -387,7 +395,7 @@ def event_from_fields(revision: str, key: str, fields: Mapping[bytes, bytes]) ->
         before=known[b"before"],
         sandbox=after if b"state" in fields else None,
         revision=revision,
-        at=_EPOCH + timedelta(milliseconds=int(revision.partition("-")[0])),
+        at=_at(revision),
         by=known[b"by"],
         request=known[b"request"],
     )
@@ -414,7 +422,7 @@ def event_from_flat(
             None if before is None else _STATES[before],
             after,
             revision,
-            _EPOCH + timedelta(milliseconds=int(revision.partition("-")[0])),
+            _at(revision),
             _shared(get(b"by", b"")),
             get(b"request", b"").decode(),
             places,

@@ -25,20 +25,22 @@ import redis
 
 from sandbox_redis import (
     AlreadyExistsError,
-    Batch,
+    AmbiguousIDError,
+    CompactedError,
     ConflictError,
     InvalidArgumentError,
     Metadata,
     NotFoundError,
     OutcomeUnknownError,
-    Result,
     Sandbox,
     SandboxStore,
     SchemaError,
     State,
     Status,
+    StoreRolledBackError,
     StoreUnavailableError,
     TransitionError,
+    WaitTimeoutError,
     __version__,
 )
 from sandbox_redis.cli import key, machine, main, shape, show, statuses, text
@@ -390,15 +392,16 @@ def test_a_record_that_cannot_be_decoded_is_listed_as_unknown_and_get_says_why(c
     raw.hset(f"{prefix}:{{0}}:status:bad", "pid", "5")
 
 
-def test_a_key_of_the_wrong_type_is_named_and_the_others_are_listed(cli, store, raw, prefix):
+def test_a_key_of_the_wrong_type_is_listed_as_unknown_and_get_names_it(cli, store, raw, prefix):
     store.load("bad", Status(State.READY))
     store.load("good", Status(State.READY))
     name = f"{prefix}:{{0}}:status:bad"
     record = raw.dump(name)
     raw.set(name, "text")
     ran = cli("ls", "--json")
-    assert_one_line(ran, 3, name, "string")
-    assert [each["id"] for each in ran.json] == ["good"]
+    assert [(each["id"], each["state"]) for each in ran.json] == [("bad", "UNKNOWN"), ("good", "READY")]
+    assert name in ran.json[0]["problem"]
+    assert_one_line(cli("get", "bad"), 3, name, "string")
     assert raw.get(name) == b"text"
     raw.restore(name, 0, record, replace=True)
 
@@ -411,22 +414,21 @@ def test_what_is_removed_while_it_is_listed_is_left_out(cli, store, raw, prefix)
     raw.zrem(index, "gone")
 
 
-def test_a_list_that_is_cut_short_is_not_printed(cli, store, monkeypatch):
+def test_a_list_that_is_cut_short_does_not_look_whole(cli, store, monkeypatch):
     store.load("a", Status(State.READY))
-    store.load("b", Status(State.READY))
-    get = Batch.get
+    sandbox = store.get("a")
 
-    def cut(batch: Batch, sandbox_id: str) -> Result[Sandbox]:
-        if sandbox_id == "a":
-            return get(batch, sandbox_id)
-        result: Result[Sandbox] = Result()
-        result.settle(None, StoreUnavailableError("host:1", "UNREACHABLE", "gone", "wait"))
-        return result
+    def cut(*_, **__) -> Iterator[Sandbox]:
+        yield sandbox
+        raise StoreUnavailableError("host:1", "UNREACHABLE", "gone", "wait")
 
-    monkeypatch.setattr(Batch, "get", cut)
+    monkeypatch.setattr(SandboxStore, "list", cut)
     ran = cli("ls", "--json")
     assert_one_line(ran, 3, "gone")
-    assert ran.out == ""
+    with pytest.raises(json.JSONDecodeError):
+        ran.json  # noqa: B018
+    assert_one_line(cli("ls", "-q"), 3, "gone")
+    assert cli("ls") == Ran(3, "", ran.err), "less than a page, so that nothing was printed yet"
 
 
 # -- forms
@@ -743,11 +745,15 @@ ERRORS = [
     (AlreadyExistsError("a", "READY"), 1),
     (TransitionError("a", "READY", "start"), 1),
     (ConflictError("a", 3), 1),
+    (AmbiguousIDError("a", ("a1", "a2")), 1),
+    (CompactedError("1-0"), 1),
+    (StoreRolledBackError("1-0"), 1),
     (InvalidArgumentError("pid", -1, "a rule"), 2),
     (StoreUnavailableError("h:1", "OOM", "full", "make room"), 3),
     (SchemaError("k", "is odd"), 3),
     (ServerStartError("none"), 3),
     (OutcomeUnknownError("a", "token", "gone"), 4),
+    (WaitTimeoutError("a", 5, "READY"), 124),
     (ZeroDivisionError("oops"), 70),
 ]
 
@@ -757,7 +763,7 @@ def test_every_error_is_one_line_and_an_exit_status(cli, monkeypatch, error, sta
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("sandbox_redis.store.SandboxStore.ids", fail)
+    monkeypatch.setattr("sandbox_redis.store.SandboxStore.list", fail)
     ran = cli("ls")
     assert_one_line(ran, status, str(error).split(";")[0])
     assert ran.out == ""
@@ -777,7 +783,7 @@ def test_of_several_errors_the_worst_decides_and_each_is_said_once(capsys):
 
 
 def test_a_bug_says_where_it_is(cli, monkeypatch):
-    monkeypatch.setattr("sandbox_redis.store.SandboxStore.ids", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("sandbox_redis.store.SandboxStore.list", lambda *_, **__: 1 // 0)
     assert_one_line(cli("ls"), 70, "report", "ZeroDivisionError", Path(__file__).name)
 
 
@@ -785,7 +791,7 @@ def test_an_interrupt_has_the_status_of_one(cli, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sandbox_redis.store.SandboxStore.ids", interrupt)
+    monkeypatch.setattr("sandbox_redis.store.SandboxStore.list", interrupt)
     assert cli("ls") == Ran(130, "", "")
 
 
@@ -859,7 +865,7 @@ def test_the_help_of_every_command_has_an_example(cli, command):
 def test_every_operation_has_a_command():
     commands = {command.name for command in app.registered_commands}
     operations = {operation.replace("_", "-") for operation in MACHINE} - {"remove", "force-remove", "update"}
-    assert operations | {"get", "ls", "rm", "key", "states", "serve", "run", "demo"} == commands
+    assert operations | {"get", "ls", "rm", "counts", "history", "key", "states", "serve", "run", "demo"} == commands
 
 
 def test_options_behind_the_command_of_run_belong_to_it(cli, monkeypatch):
@@ -917,6 +923,14 @@ def test_the_demo_uses_a_server_only_when_the_command_line_names_it(cli, url, mo
         ("stop ", {"ready", "ready2", "notready", "unknown"}),
         ("rm n", {"notready"}),
         ("ls --state NOT", {"NOTREADY"}),
+        ("ls --state un", {"unknown"}),
+        ("load x --state ", {"READY", "NOTREADY", "UNKNOWN"}),
+        ("ls --node ", {"n1", "n2"}),
+        ("create --node n1", {"n1"}),
+        ("ls --node x", set()),
+        ("ls --sort n", {"name", "node"}),
+        ("ls --columns id,s", {"id,state"}),
+        ("history re", {"ready", "ready2"}),
         ("get --prefix other ", set()),
         ("get --url unix:///nowhere ", set()),
     ],

@@ -9,14 +9,17 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from sandbox_redis import __version__
-from sandbox_redis.cli import creating, key, machine, programs, records
-from sandbox_redis.cli.options import Form, Where, expanded
+from sandbox_redis.cli import creating, history, key, listing, machine, programs, records
+from sandbox_redis.cli.groups import expanded
+from sandbox_redis.cli.options import Form, Where
 from sandbox_redis.cli.statuses import PROGRAM, ExitStatus, complain, complain_of, describe
+from sandbox_redis.errors import SandboxError
 
 Entry = tuple[str, Callable[..., None], tuple[str, ...]]
 
@@ -24,15 +27,33 @@ SANDBOXES: Final[tuple[Entry, ...]] = (
     ("create", creating.create, ("ID=$(sandbox-redis create --name web-0 --node node-1 --label app=web)",)),
     ("load", creating.load, ("sandbox-redis load web-0 --state READY --pid 4242 --node node-1",)),
     ("get", records.get, ("sandbox-redis get web-0", "sandbox-redis get web-0 --json | jq .metadata.labels")),
-    ("ls", records.ls, ("sandbox-redis ls --node node-1 --state UNKNOWN", "sandbox-redis ls | awk '{print $1, $4}'")),
+    (
+        "ls",
+        listing.ls,
+        (
+            "sandbox-redis ls --node node-1 --state UNKNOWN --wide",
+            "sandbox-redis ls -l app=web,tier=front --sort -age --limit 10 --columns id,state,label:app",
+            "sandbox-redis ls --no-headers | awk '{print $1, $4}'",
+        ),
+    ),
     ("start", records.start, ("sandbox-redis start web-0 --pid 4242",)),
     ("fail-start", records.fail_start, ("sandbox-redis fail-start web-0",)),
     ("port-forward", records.port_forward, ("sandbox-redis port-forward web-0 && socat ...",)),
     ("stop", records.stop, ("sandbox-redis stop web-0 web-1",)),
     ("exit", records.exit_, ("sandbox-redis exit web-0 --exit-status 137",)),
-    ("rm", records.rm, ("sandbox-redis rm web-0", "sandbox-redis rm --force $(sandbox-redis ls -q --node node-1)")),
+    (
+        "rm",
+        records.rm,
+        ("sandbox-redis rm web-0", "sandbox-redis ls -q --node node-1 | xargs -r sandbox-redis rm --force --exact"),
+    ),
 )
 INSIGHT: Final[tuple[Entry, ...]] = (
+    (
+        "counts",
+        listing.counts,
+        ("sandbox-redis counts", "sandbox-redis counts --node node-1 --json | jq .states.READY"),
+    ),
+    ("history", history.history, ("sandbox-redis history web-0", "sandbox-redis history web-0 --json | jq '.[].by'")),
     ("key", key.key, ("sandbox-redis key web-0", 'eval "$(sandbox-redis key web-0 | tail -1)"')),
     ("states", machine.states, ("sandbox-redis states", "sandbox-redis states --format dot | dot -Tsvg > states.svg")),
 )
@@ -45,22 +66,59 @@ PROGRAMS: Final[tuple[Entry, ...]] = (
 _STATUSES: Final = """\b
 Exit statuses:
   0  ok
-  1  refused: no such sandbox, there is one already, no such move, or others were faster
+  1  refused: no such sandbox, there is one already, an ambiguous id, no such move, others were faster,
+     or the events to go on from are gone
   2  wrong usage; nothing was sent
   3  the store is unavailable, or holds what cannot be read
   4  the write may or may not have happened: look before you write again
+  124  what was waited for has not happened in time
 With several sandboxes it is the highest of theirs; 130 after Ctrl-C."""
 
 
+def _named(params: list[Any]) -> list[Any]:
+    """What a command takes, without the types that Python has for it: only people read of them, in the help."""
+    for param in params:
+        if isinstance(param, TyperArgument) or getattr(param, "is_bool_flag", False):
+            param.display_type_rich = lambda ctx: None  # noqa: ARG005 - Typer calls it by the name
+    return params
+
+
+class Command(TyperCommand):
+    """A command whose help names what it takes as this package does."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The arguments and options."""
+        return _named(super().get_params(ctx))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What stands behind the name in the line of usage."""
+        arguments = [param.metavar or "" for param in self.get_params(ctx) if isinstance(param, TyperArgument)]
+        return [self.options_metavar or "", *arguments]
+
+
+class Commands(TyperGroup):
+    """All of them."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options that may stand before a command."""
+        return _named(super().get_params(ctx))
+
+
 def _build() -> typer.Typer:
-    built = typer.Typer(name=PROGRAM, pretty_exceptions_enable=False)
+    both_helps = {"help_option_names": ["-h", "--help"]}  # commands have it from here
+    built = typer.Typer(name=PROGRAM, cls=Commands, pretty_exceptions_enable=False, context_settings=both_helps)
     built.callback(invoke_without_command=True, help=_flowing(_frame), epilog=_STATUSES)(expanded(_frame))
     for panel, entries in (("Sandboxes", SANDBOXES), ("Insight", INSIGHT), ("Programs", PROGRAMS)):
         for name, command, examples in entries:
             own_options = {"allow_interspersed_args": False} if name == "run" else None  # the rest is the command's
             epilog = "\n  ".join(["\b\nExamples:", *examples])
             built.command(
-                name, help=_flowing(command), epilog=epilog, context_settings=own_options, rich_help_panel=panel
+                name,
+                cls=Command,
+                help=_flowing(command),
+                epilog=epilog,
+                context_settings=own_options,
+                rich_help_panel=panel,
             )(expanded(command))
     return built
 
@@ -121,6 +179,8 @@ def _invoke(arguments: Sequence[str] | None) -> int:
         return int(end.code or 0)  # completion ends so
     except typer.TyperException as error:
         return _usage(error)
+    except SandboxError as error:  # before the next, because WaitTimeoutError is both
+        return complain_of([error])
     except OSError:
         raise
     except Exception as error:  # the last place where one line can be made of it

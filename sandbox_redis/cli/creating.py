@@ -9,18 +9,13 @@ from typing import Annotated
 import typer
 
 from sandbox_redis.cli import shape, text
-from sandbox_redis.cli.options import Described, Exit, Form, Pid, Where, time_option
+from sandbox_redis.cli.options import Described, Exit, Form, Node, Observed, Pid, Where, time_option
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.record import Sandbox, Status
-from sandbox_redis.states import State
 
 NewId = Annotated[str | None, typer.Argument(metavar="[ID]", help="The new id; 64 random hex digits when left out.")]
 LoadedId = Annotated[str | None, typer.Argument(metavar="ID", help="The id.", show_default=False)]
 NamedId = Annotated[str | None, typer.Option("--id", help="The id, in place of the argument.", metavar="ID")]
-Node = Annotated[str, typer.Option(help="The node that it is on.", metavar="NODE")]
-Observed = Annotated[
-    State, typer.Option("--state", help="READY, NOTREADY or UNKNOWN.", case_sensitive=False, metavar="STATE")
-]
 CreatedAt = Annotated[str | None, time_option("When it was created, if that is known")]
 ExitedAt = Annotated[str | None, time_option("When its process exited, if it has")]
 
@@ -68,7 +63,7 @@ def load(
     if exit_status is not None and exited_at is None:
         raise InvalidArgumentError("--exit-status", exit_status, "it needs --exited-at beside it")
     observed = Status(
-        state,
+        text.state("--state", state),
         pid=pid,
         created_at_ns=text.instant("--created-at", created_at) or 0,
         exited_at_ns=text.instant("--exited-at", exited_at) or 0,

@@ -5,21 +5,20 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Any
 
-from sandbox_redis import checks
-from sandbox_redis.cli import shape
-from sandbox_redis.cli.options import Form, Where, one_id
+from sandbox_redis.cli import ids, shape
+from sandbox_redis.cli.options import Exact, Form, Where, one_id
 from sandbox_redis.cli.statuses import complain
 from sandbox_redis.driver import play
 from sandbox_redis.store import SandboxStore
 
 
-def key(where: Where, form: Form, sandbox_id: Annotated[str, one_id("get")]) -> None:
+def key(where: Where, form: Form, sandbox_id: Annotated[str, one_id("get")], *, exact: Exact = False) -> None:
     """Show its Redis key, and how to read that.
 
-    The second line is for redis-cli. The sandbox need not exist.
+    The second line is for redis-cli. The sandbox need not exist, when its id is given whole.
     """
-    checks.sandbox_id(sandbox_id)
     with where.store() as store:
+        (sandbox_id,) = ids.whole(store, [sandbox_id], exact=exact)
         # A layout is of interest to nobody but us, so the store has no public form of it.
         layout = play(store._lane, store._operations.layout())  # noqa: SLF001
         server = _server(store)

@@ -12,6 +12,7 @@ import typer
 
 from sandbox_redis.cli import shape, show
 from sandbox_redis.cli.options import Form
+from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.states import ABSENT, MACHINE, State
 
 _BEFORE: Final = (ABSENT, *State)
@@ -31,15 +32,20 @@ class Format(StrEnum):
 def states(
     form: Form,
     *,
-    format_: Annotated[Format, typer.Option("--format", help="How to print it.", case_sensitive=False)] = Format.TABLE,
+    format_: Annotated[
+        Format | None,
+        typer.Option("--format", help="As -o does, and as a drawing; else as a table.", case_sensitive=False),
+    ] = None,
 ) -> None:
     """Show the state machine.
 
     It says which operation leads from which state to which; "absent" is no record.
     """
+    if form.json and format_ not in (None, Format.JSON):
+        raise InvalidArgumentError("--format", format_.value, "JSON is asked for as well: choose one of them")
     if form.json or format_ is Format.JSON:
         shape.write(as_json())
-    elif format_ is Format.TABLE:
+    elif format_ in (None, Format.TABLE):
         headings = ("operation", *_BEFORE)
         show.table(headings, list(rows()), breakable=headings)
     else:

@@ -1,27 +1,26 @@
-"""The options that commands share, declared once, and how a command takes them.
-
-A command names a group of options as one parameter (``where: Where``); `expanded` takes the group apart for Typer. The
-options of a group may stand before the command as well as behind it. What a command does stands elsewhere.
+"""The options that commands share, declared once, and what a shell completes for them. How a command takes a group of
+them stands in ``groups.py``; what a command does, elsewhere.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import Field, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from functools import wraps
-from typing import Annotated, Any, Final, TypeVar, get_type_hints
+from typing import Annotated, Any, Final
 
 import typer
 
+from sandbox_redis.cli import text
+from sandbox_redis.cli.columns import COLUMNS, ORDERS
+from sandbox_redis.cli.groups import said
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.record import Metadata
-from sandbox_redis.states import MACHINE, State
+from sandbox_redis.states import ABSENT, MACHINE, State
 from sandbox_redis.store import SandboxStore
 
-T = TypeVar("T")
+Completion = Callable[[typer.Context, str], list[str]]
 
 _COMPLETION_TIMEOUT: Final = 0.5  # seconds; somebody waits at a prompt
 
@@ -54,6 +53,57 @@ class Where:
         return SandboxStore.from_url(**given)
 
 
+def from_store(ask: Callable[[SandboxStore, typer.Context], Iterable[str]]) -> Completion:
+    """Completes what the store has.
+
+    A shell that completes has no use for errors: without a store there is nothing to offer.
+    """
+
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        with suppress(Exception):
+            where = replace(said(Where, context), timeout=_COMPLETION_TIMEOUT)
+            with where.store() as store:
+                return [word for word in ask(store, context) if word.startswith(incomplete)]
+        return []
+
+    return complete
+
+
+def from_words(words: Iterable[str], *, several: bool = False) -> Completion:
+    """Completes some words, in whichever case; with `several`, behind each comma."""
+    known = list(words)
+
+    def complete(context: typer.Context, incomplete: str) -> list[str]:  # noqa: ARG001 - Typer calls it so
+        before, comma, last = incomplete.rpartition(",") if several else ("", "", incomplete)
+        # In lower case where that is typed: Typer leaves out what does not begin with what is there.
+        typed = [word.lower() if last.islower() else word for word in known]
+        return [f"{before}{comma}{word}" for word in typed if word.startswith(last)]
+
+    return complete
+
+
+def ids_for(operation: str) -> Completion:
+    """Completes the ids of the sandboxes for which the state machine has the operation; all if it has no such one."""
+    states = [state for state in State if state in MACHINE.get(operation, State)]
+
+    def ids(store: SandboxStore, context: typer.Context) -> Iterable[str]:
+        given = context.params.get("sandbox_ids") or ()
+        return (each for each in store.ids(states=states) if each not in given)
+
+    return from_store(ids)
+
+
+def node_option(meaning: str) -> Any:
+    """An option for a node."""
+    nodes = from_store(lambda store, _: store.counts().nodes)
+    return typer.Option("--node", help=meaning, metavar="NODE", autocompletion=nodes)
+
+
+def state_option(meaning: str, states: Iterable[str] = State) -> Any:
+    """An option for a state; `text.state` reads it."""
+    return typer.Option("--state", help=meaning, metavar="STATE", autocompletion=from_words(states))
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """How results are printed."""
@@ -65,6 +115,37 @@ class Form:
     def json(self) -> bool:
         """Whether JSON is asked for."""
         return bool(self.as_json) or self.output is Output.JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which sandboxes are meant; those that fit in all."""
+
+    state: Annotated[
+        list[str] | None,
+        state_option("Only in this state: INIT, READY, NOTREADY or UNKNOWN; may be given again."),
+    ] = None
+    node: Annotated[str | None, node_option("Only on this node.")] = None
+    namespace: Annotated[str | None, typer.Option(help="Only in this namespace.", metavar="TEXT")] = None
+    selector: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--selector",
+            "-l",
+            help="Only with these labels, such as app=web,tier=front; may be given again.",
+            metavar="LABELS",
+        ),
+    ] = None
+
+    @property
+    def states(self) -> list[State]:
+        """The states asked for; none when any may be meant. Raises `InvalidArgumentError`."""
+        return [text.state("--state", each) for each in self.state or ()]
+
+    def filters(self) -> dict[str, Any]:
+        """What the store's listings take beside the states; raises `InvalidArgumentError`."""
+        labels = text.labels("--selector", self.selector or ())
+        return {"node": self.node, "namespace": self.namespace, "labels": labels}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +179,16 @@ class Described:
 
 def one_id(operation: str) -> Any:
     """An argument for the id of a sandbox in a state from which the operation is possible."""
-    return typer.Argument(metavar="ID", help="The id of the sandbox.", autocompletion=ids_for(operation))
+    return typer.Argument(
+        metavar="ID", help="The id of the sandbox, or its beginning.", autocompletion=ids_for(operation)
+    )
 
 
 def some_ids(operation: str) -> Any:
     """An argument for one or more such ids."""
-    return typer.Argument(metavar="ID...", help="The ids of sandboxes.", autocompletion=ids_for(operation))
+    return typer.Argument(
+        metavar="ID...", help="The ids of sandboxes, or their beginnings.", autocompletion=ids_for(operation)
+    )
 
 
 def time_option(meaning: str) -> Any:
@@ -111,6 +196,32 @@ def time_option(meaning: str) -> Any:
     return typer.Option(help=f"{meaning}, such as 2026-11-23T15:07:43.281389235Z.", metavar="TIME")
 
 
+Exact = Annotated[
+    bool,
+    typer.Option("--exact", help="Only whole ids: in a script, web-1 must not be taken for the beginning of web-10."),
+]
+Node = Annotated[str, node_option("The node that it is on.")]
+Observed = Annotated[
+    str, state_option("READY, NOTREADY or UNKNOWN.", (state for state in State if state in MACHINE["load"][ABSENT]))
+]
+Sort = Annotated[
+    str | None,
+    typer.Option(
+        "--sort",
+        help="By id, name, node, state, age or pid; with - before it, such as -age, the other way round.",
+        metavar="KEY",
+        autocompletion=from_words([*ORDERS, *(f"-{name}" for name in ORDERS)]),
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        help="These columns, such as id,state,label:app; the names of --wide, and label:KEY.",
+        metavar="NAMES",
+        autocompletion=from_words([*COLUMNS, "label:"], several=True),
+    ),
+]
 Pid = Annotated[int, typer.Option(help="The id of its process; 0 when it has none of its own.", metavar="N")]
 Exit = Annotated[int | None, typer.Option("--exit-status", help="The exit status of its process.", metavar="N")]
 
@@ -123,53 +234,3 @@ def _pairs(argument: str, items: list[str] | None) -> dict[str, str]:
             raise InvalidArgumentError(argument, item, "KEY=VALUE is needed")
         pairs[key] = value
     return pairs
-
-
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as Typer reads it: each parameter that is a group of options taken apart into its options."""
-    wanted = inspect.signature(command, eval_str=True).parameters
-    groups: dict[str, Any] = {name: p.annotation for name, p in wanted.items() if is_dataclass(p.annotation)}
-    own = [p for name, p in wanted.items() if name not in groups and p.annotation is not typer.Context]
-    shared = [_parameter(field, group) for group in groups.values() for field in fields(group)]
-    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-
-    @wraps(command)
-    def typed(context: typer.Context, **values: Any) -> None:
-        found = {name: said(group, context) for name, group in groups.items()}
-        everything = {"context": context, **values, **found}
-        command(**{name: everything[name] for name in wanted})
-
-    whole = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *shared]
-    typed.__signature__ = inspect.Signature(whole)  # type: ignore[attr-defined]  # what inspect looks at first
-    typed.__annotations__ = {p.name: p.annotation for p in whole}
-    return typed
-
-
-def _parameter(field: Field[Any], group: type) -> inspect.Parameter:
-    annotation = get_type_hints(group, include_extras=True)[field.name]
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
-
-
-def said(group: type[T], context: typer.Context) -> T:
-    """The options of a group as they were given, behind the command or else before it."""
-    before = context.find_root().params
-    names = [field.name for field in fields(group)]  # type: ignore[arg-type]  # groups are dataclasses
-    return group(**{n: before.get(n) if context.params.get(n) is None else context.params[n] for n in names})
-
-
-def ids_for(operation: str) -> Callable[[typer.Context, str], list[str]]:
-    """Completes the ids of the sandboxes for which the state machine has the operation; all where it has no such one.
-
-    A shell that completes has no use for errors: without a store there is nothing to offer.
-    """
-    states = [state for state in State if state in MACHINE.get(operation, State)]
-
-    def complete(context: typer.Context, incomplete: str) -> list[str]:
-        with suppress(Exception):
-            where = said(Where, context)
-            given = context.params.get("sandbox_ids") or ()
-            with replace(where, timeout=_COMPLETION_TIMEOUT).store() as store:
-                return [i for i in store.ids(states=states) if i.startswith(incomplete) and i not in given]
-        return []
-
-    return complete

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sandbox_redis.cli.options import Described, Where
+from sandbox_redis.cli.options import Described, Node, Where
 from sandbox_redis.errors import InvalidArgumentError
 
 DEFAULT_PORT = 6379
@@ -29,7 +29,12 @@ def serve(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(help=f"The port on 127.0.0.1, 0 for any that is free; else {DEFAULT_PORT}.", min=0, max=65535),
+        typer.Option(
+            help=f"The port on 127.0.0.1, 0 for any that is free; else {DEFAULT_PORT}.",
+            metavar="PORT",
+            min=0,
+            max=65535,
+        ),
     ] = None,
     socket_path: Annotated[
         Path | None,
@@ -62,7 +67,7 @@ def run(
     sandbox_id: Annotated[
         str | None, typer.Option("--id", help="The id of its sandbox; else 64 random hex digits.", metavar="ID")
     ] = None,
-    node: Annotated[str, typer.Option(help="The node that it is on.", metavar="NODE")] = "",
+    node: Node = "",
     rm: Annotated[bool, typer.Option("--rm", help="Remove the sandbox when the command has ended.")] = False,
     give_up: Annotated[
         float,
@@ -93,10 +98,12 @@ def run(
 def demo(
     where: Where,
     *,
-    agents: Annotated[int, typer.Option(help="How many node agents; each is a process.", min=1)] = 3,
-    sandboxes: Annotated[int, typer.Option(help="How many sandboxes run at a time.", min=1)] = 12,
-    seconds: Annotated[float, typer.Option(help="How long.")] = 10.0,
-    seed: Annotated[int | None, typer.Option(help="Of what is random, to have the same choices again.")] = None,
+    agents: Annotated[int, typer.Option(help="How many node agents; each is a process.", metavar="N", min=1)] = 3,
+    sandboxes: Annotated[int, typer.Option(help="How many sandboxes run at a time.", metavar="N", min=1)] = 12,
+    seconds: Annotated[float, typer.Option(help="How long.", metavar="SECONDS")] = 10.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of what is random, to have the same choices again.", metavar="N")
+    ] = None,
 ) -> None:
     """Watch node agents at work, and check them.
 

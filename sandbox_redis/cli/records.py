@@ -1,5 +1,5 @@
-"""The commands that read and change sandboxes that are there: one for each operation of the store. How results look
-stands in ``show.py`` and ``shape.py``. A docstring is its command's help.
+"""The commands for sandboxes that are there, which are named by their ids: one for each operation of the store. How
+results look stands in ``show.py`` and ``shape.py``, what an id may be in ``ids.py``. A docstring is its command's help.
 """
 
 from __future__ import annotations
@@ -9,25 +9,21 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from sandbox_redis import checks
 from sandbox_redis.batch import Batch
-from sandbox_redis.cli import shape, show, text
-from sandbox_redis.cli.options import Exit, Form, Pid, Where, one_id, some_ids, time_option
+from sandbox_redis.cli import ids, shape, show, text
+from sandbox_redis.cli.options import Exact, Exit, Form, Pid, Where, one_id, some_ids, time_option
 from sandbox_redis.cli.statuses import complain, complain_of
-from sandbox_redis.errors import NotFoundError, StoreUnavailableError
 from sandbox_redis.in_step import Result
 from sandbox_redis.record import Sandbox
-from sandbox_redis.states import State
-from sandbox_redis.store import SandboxStore
 
 T = TypeVar("T")
 
 ExitedAt = Annotated[str | None, time_option("When its process exited, if not now")]
 
 
-def get(where: Where, form: Form, sandbox_ids: Annotated[list[str], some_ids("get")]) -> None:
+def get(where: Where, form: Form, sandbox_ids: Annotated[list[str], some_ids("get")], *, exact: Exact = False) -> None:
     """Show all that is known of sandboxes."""
-    done, errors = _each(where, sandbox_ids, Batch.get)
+    done, errors = _each(where, sandbox_ids, Batch.get, exact=exact)
     if form.json:
         shape.write_each([shape.record(sandbox) for _, sandbox in done], asked=len(sandbox_ids))
     else:
@@ -38,71 +34,31 @@ def get(where: Where, form: Form, sandbox_ids: Annotated[list[str], some_ids("ge
     _refuse(errors)
 
 
-def ls(
-    where: Where,
-    form: Form,
-    *,
-    state: Annotated[
-        list[State] | None,
-        typer.Option(help="Only in this state; may be given again.", case_sensitive=False, metavar="STATE"),
-    ] = None,
-    node: Annotated[str | None, typer.Option(help="Only on this node.", metavar="NODE")] = None,
-    include_init: Annotated[bool, typer.Option("--all", "-a", help="INIT as well, which CRI does not list.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the ids.")] = False,
+def port_forward(
+    where: Where, form: Form, sandbox_ids: Annotated[list[str], some_ids("port_forward")], *, exact: Exact = False
 ) -> None:
-    """List sandboxes; those in INIT with --all only.
-
-    They come in the order of their ids. A record that cannot be decoded is UNKNOWN; get says why.
-    """
-    wanted = state or [each for each in State if include_init or each is not State.INIT]
-    with where.store() as store:
-        sandboxes, errors = _find(store, wanted, node)
-        hidden = 0 if state or include_init else len(store.ids(states=[State.INIT], node=node))
-    if quiet:
-        for sandbox in sandboxes:
-            print(sandbox.id)
-    elif form.json:
-        shape.write([shape.record(sandbox) for sandbox in sandboxes])
-    else:
-        show.listing(sandboxes)
-        if hidden:
-            complain(f"{hidden} more in INIT: list them with --all")
-    _refuse(errors)
-
-
-def _find(store: SandboxStore, wanted: Sequence[State], node: str | None) -> tuple[list[Sandbox], list[Exception]]:
-    """Those that are in the wanted states when they are read. A record that cannot be decoded is UNKNOWN, whatever
-    state its index has it in.
-    """
-    found = store.ids(states=State if State.UNKNOWN in wanted else wanted, node=node)
-    with store.batch() as batch:
-        results = [batch.get(sandbox_id) for sandbox_id in found]
-    errors = [error for result in results if (error := result.error) and not isinstance(error, NotFoundError)]
-    if cut_short := [error for error in errors if isinstance(error, StoreUnavailableError)]:
-        raise cut_short[0]  # a part must not look like the whole
-    sandboxes = [result.result() for result in results if result.error is None]
-    return [sandbox for sandbox in sandboxes if sandbox.status.state in wanted], errors
-
-
-def port_forward(where: Where, form: Form, sandbox_ids: Annotated[list[str], some_ids("port_forward")]) -> None:
     """Check that ports may be forwarded: only READY.
 
     It changes nothing.
     """
-    _change(where, form, sandbox_ids, Batch.port_forward)
+    _change(where, form, sandbox_ids, Batch.port_forward, exact=exact)
 
 
 # -- changing
 
 
-def start(where: Where, form: Form, sandbox_id: Annotated[str, one_id("start")], *, pid: Pid) -> None:
+def start(
+    where: Where, form: Form, sandbox_id: Annotated[str, one_id("start")], *, pid: Pid, exact: Exact = False
+) -> None:
     """Record that its process runs: INIT → READY."""
-    _change(where, form, [sandbox_id], lambda batch, each: batch.start(each, pid=pid))
+    _change(where, form, [sandbox_id], lambda batch, each: batch.start(each, pid=pid), exact=exact)
 
 
-def fail_start(where: Where, form: Form, sandbox_ids: Annotated[list[str], some_ids("fail_start")]) -> None:
+def fail_start(
+    where: Where, form: Form, sandbox_ids: Annotated[list[str], some_ids("fail_start")], *, exact: Exact = False
+) -> None:
     """Record that it could not start: INIT → gone."""
-    done, errors = _each(where, sandbox_ids, Batch.fail_start)
+    done, errors = _each(where, sandbox_ids, Batch.fail_start, exact=exact)
     _print_removed(form, [(each, True) for each, _ in done], asked=len(sandbox_ids))
     _refuse(errors)
 
@@ -114,13 +70,18 @@ def stop(
     *,
     exit_status: Exit = None,
     exited_at: ExitedAt = None,
+    exact: Exact = False,
 ) -> None:
     """Record that it was stopped: → NOTREADY.
 
     It is for READY and UNKNOWN; stopping again is no error, and loses nothing.
     """
     at = text.instant("--exited-at", exited_at)
-    _change(where, form, sandbox_ids, lambda batch, each: batch.stop(each, exit_status=exit_status, exited_at_ns=at))
+
+    def add(batch: Batch, each: str) -> Result[Sandbox]:
+        return batch.stop(each, exit_status=exit_status, exited_at_ns=at)
+
+    _change(where, form, sandbox_ids, add, exact=exact)
 
 
 def exit_(
@@ -130,13 +91,18 @@ def exit_(
     *,
     exit_status: Annotated[int, typer.Option(help="The exit status of its process.", metavar="N")],
     exited_at: ExitedAt = None,
+    exact: Exact = False,
 ) -> None:
     """Record the exit of its process: → NOTREADY.
 
     It is for READY. The first exit that is told is kept; on a sandbox that was stopped without one, it is filled in.
     """
     at = text.instant("--exited-at", exited_at)
-    _change(where, form, [sandbox_id], lambda batch, each: batch.exit(each, exit_status=exit_status, exited_at_ns=at))
+
+    def add(batch: Batch, each: str) -> Result[Sandbox]:
+        return batch.exit(each, exit_status=exit_status, exited_at_ns=at)
+
+    _change(where, form, [sandbox_id], add, exact=exact)
 
 
 def rm(
@@ -147,12 +113,13 @@ def rm(
     force: Annotated[
         bool, typer.Option("--force", "-f", help="In any state; a READY or UNKNOWN one is stopped first.")
     ] = False,
+    exact: Exact = False,
 ) -> None:
     """Remove sandboxes: NOTREADY → gone.
 
     Removing what is not there is no error.
     """
-    done, errors = _each(where, sandbox_ids, lambda batch, each: batch.remove(each, force=force))
+    done, errors = _each(where, sandbox_ids, lambda batch, each: batch.remove(each, force=force), exact=exact)
     for sandbox_id, removed in done:
         if not removed:
             complain(f"sandbox {sandbox_id!r} was not there: nothing to remove")
@@ -164,23 +131,25 @@ def rm(
 
 
 def _each(
-    where: Where, sandbox_ids: Sequence[str], add: Callable[[Batch, str], Result[T]]
+    where: Where, typed: Sequence[str], add: Callable[[Batch, str], Result[T]], *, exact: bool
 ) -> tuple[list[tuple[str, T]], list[Exception]]:
-    """Carry one operation out on each sandbox, in one batch: what succeeded, and the errors. A wrong id is refused
-    before anything is sent.
+    """Carry one operation out on each sandbox, in one batch: what succeeded, by whole ids, and the errors. A wrong id
+    is refused before anything is sent, an ambiguous one before anything is changed.
     """
-    for sandbox_id in sandbox_ids:
-        checks.sandbox_id(sandbox_id)
-    with where.store() as store, store.batch() as batch:
-        results = [(sandbox_id, add(batch, sandbox_id)) for sandbox_id in sandbox_ids]
+    with where.store() as store:
+        sandbox_ids = ids.whole(store, typed, exact=exact)
+        with store.batch() as batch:
+            results = [(sandbox_id, add(batch, sandbox_id)) for sandbox_id in sandbox_ids]
     done = [(sandbox_id, result.result()) for sandbox_id, result in results if result.error is None]
     return done, [result.error for _, result in results if result.error is not None]
 
 
-def _change(where: Where, form: Form, sandbox_ids: Sequence[str], add: Callable[[Batch, str], Result[Sandbox]]) -> None:
-    done, errors = _each(where, sandbox_ids, add)
+def _change(
+    where: Where, form: Form, typed: Sequence[str], add: Callable[[Batch, str], Result[Sandbox]], *, exact: bool
+) -> None:
+    done, errors = _each(where, typed, add, exact=exact)
     if form.json:
-        shape.write_each([shape.record(sandbox) for _, sandbox in done], asked=len(sandbox_ids))
+        shape.write_each([shape.record(sandbox) for _, sandbox in done], asked=len(typed))
     else:
         for sandbox_id, sandbox in done:
             print(sandbox_id, sandbox.status.state.value)

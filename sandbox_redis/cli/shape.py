@@ -9,21 +9,44 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
-from sandbox_redis.record import Metadata, Sandbox, time_to_text
+from sandbox_redis.cli import text
+from sandbox_redis.record import Event, Metadata, Sandbox, time_to_text
+
+_INDENT: Final = 4
+_WHOLE_EVENTS: Final = frozenset(("create", "load"))
+"""The transitions whose events have the metadata with them."""
 
 
 def write(value: Any) -> None:
-    """Print a value as JSON; in ASCII unless the output is in UTF-8."""
+    """Print a value as JSON."""
+    print(_json(value))
+
+
+def write_array(values: Iterable[Any]) -> None:
+    """Print values as one array, each as soon as it is there. Where it ends too early it is not well-formed, so that a
+    part is never taken for the whole.
+    """
+    between = "["
+    for value in values:
+        # An element stands deeper by one step; no value has a line break in it, they are escapes in JSON.
+        print(between, _json(value).replace("\n", f"\n{' ' * _INDENT}"), sep=f"\n{' ' * _INDENT}", end="")
+        between = ","
+    print("[]" if between == "[" else "\n]")
+
+
+def _json(value: Any) -> str:
+    """In ASCII unless the output is in UTF-8."""
     utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, indent=4, ensure_ascii=not utf8))
+    return json.dumps(value, indent=_INDENT, ensure_ascii=not utf8)
 
 
 def write_each(values: list[Any], *, asked: int) -> None:
     """Print what was asked for: the one, or an array of several."""
     if asked > 1:
-        write(values)
+        write_array(values)
     elif values:
         write(values[0])
 
@@ -46,6 +69,28 @@ def record(sandbox: Sandbox) -> dict[str, Any]:
         "revision": sandbox.revision,
         "epoch": sandbox.epoch,
         "problem": sandbox.problem,
+    }
+
+
+def event(event: Event) -> dict[str, Any]:
+    """A change; `sandbox` is the record after it, null where that is gone. Its metadata is null where the event does
+    not have it.
+    """
+    at_ns = text.nanoseconds(event.at)
+    after = None if event.sandbox is None else record(event.sandbox)
+    if after and event.transition not in _WHOLE_EVENTS:
+        after["metadata"] = None
+    return {
+        "id": event.id,
+        "transition": event.transition,
+        "before": event.before and event.before.value,
+        "after": after and after["state"],
+        "at": time_to_text(at_ns),
+        "at_ns": at_ns,
+        "by": event.by,
+        "revision": event.revision,
+        "request": event.request,
+        "sandbox": after,
     }
 
 

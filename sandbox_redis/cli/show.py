@@ -1,15 +1,18 @@
 """What people see of records: tables and details. On a terminal with colour, by rich; elsewhere plain columns, one line
-a row and no blank within a value, so that ``awk`` works. The JSON form stands in ``shape.py``.
+a row and no blank within a value, so that ``awk`` works. The JSON form stands in ``shape.py``, what a listing shows of
+a sandbox in ``columns.py``.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from sandbox_redis.cli import shape, text
+from sandbox_redis.cli.columns import BREAKABLE, FREE_TEXT, Cell
 from sandbox_redis.record import Sandbox
 from sandbox_redis.states import State
 
@@ -17,8 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-HEADINGS: Final = ("ID", "NAME", "NODE", "STATE", "PID", "AGE", "EXIT")
-BREAKABLE: Final = ("NAME", "NODE")
 STATE_STYLES: Final[dict[str, str]] = {
     State.INIT: "cyan",
     State.READY: "green",
@@ -26,42 +27,77 @@ STATE_STYLES: Final[dict[str, str]] = {
     State.UNKNOWN: "bold red",
 }
 ROWS_MAX: Final = 1000  # for rich, which takes a millisecond for each; nobody looks at more
-_ID_WIDTH: Final = 12  # what is left of an id on a narrow terminal, as of a commit's
+_ID: Final = "ID"
+_ID_WIDTH: Final = 12  # what is left of an id on a narrow terminal, as of a commit's; it still finds the sandbox
+_BROKEN_WIDTH: Final = 10  # what is left of a column that is broken; less is hard to read
+_COLOURED: Final = frozenset(("STATE", "CHANGE"))
 
 
-def console() -> Console:
+def console(width: int | None = None) -> Console:
     """Standard output. rich looks at NO_COLOR, FORCE_COLOR, TERM and COLUMNS by itself."""
     from rich.console import Console  # here, because importing it takes 60 ms, which --json and completion do not need
 
-    return Console(highlight=False, markup=False, emoji=False)
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, breakable: Sequence[str]) -> None:
-    """Print rows. Where a terminal is too narrow, the first column is shortened before the breakable ones are broken
-    into lines; if it is breakable itself, nothing is shortened. Very many rows come in plain columns everywhere.
+def escape() -> Callable[[str], str]:
+    """How a value is made fit for a cell of the output."""
+    return text.visible if console().is_terminal else text.one_word
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, breakable: Container[str] = (), headers: bool = True
+) -> None:
+    """Print rows. Where a terminal is too narrow, ids are shortened before the breakable columns are broken into lines;
+    where even that does not help, nothing is broken by us. Very many rows come in plain columns everywhere, as soon as
+    they are there.
     """
     out = console()
-    if not out.is_terminal or len(rows) > ROWS_MAX:
-        columns(headings, rows)
+    rest = iter(rows)
+    first = list(islice(rest, ROWS_MAX + 1))
+    if not out.is_terminal or len(first) > ROWS_MAX:
+        _columns([*[headings] * headers, *first], rest)
         return
-    grid = _grid(headings, rows, breakable)
-    if rows and headings[0] not in breakable and (excess := _width(out, grid) - out.width) > 0:
-        width = max(_ID_WIDTH, max(len(row[0]) for row in rows) - excess)
-        grid = _grid(headings, [(_shortened(row[0], width), *row[1:]) for row in rows], breakable)
+    grid = _grid(headings, first, breakable, headers=headers)
+    if (excess := _width(out, grid) - out.width) > 0:
+        widths = {heading: max(map(len, cells)) for heading, *cells in zip(headings, *first, strict=True) if cells}
+        if _ID in widths:
+            width = max(_ID_WIDTH, widths[_ID] - excess)
+            excess -= max(0, widths[_ID] - width)
+            place = headings.index(_ID)
+            end = "..." if out.options.ascii_only else "…"
+            first = [(*row[:place], _shortened(row[place], width, end), *row[place + 1 :]) for row in first]
+            grid = _grid(headings, first, breakable, headers=headers)
+        if excess > sum(max(0, width - _BROKEN_WIDTH) for heading, width in widths.items() if heading in breakable):
+            out = console(_width(out, grid))  # the terminal breaks the lines
     out.print(grid)
 
 
-def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]], breakable: Sequence[str]) -> Table:
+def _columns(first: Sequence[Sequence[str]], rest: Iterable[Sequence[str]]) -> None:
+    """Print rows in plain columns, which are as wide as the first ones need."""
+    widths = [max(map(len, column)) for column in zip(*first, strict=True)]
+    for row in chain(first, rest):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]], breakable: Container[str], *, headers: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    grid = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
+        header_style="bold",
+        show_header=headers,
+    )
     for heading in headings:
-        grid.add_column(heading, no_wrap=heading not in breakable, overflow="fold")
+        grid.add_column(Text(heading), no_wrap=heading not in breakable, overflow="fold")
     for row in rows:
         styles = [
-            STATE_STYLES.get(cell, "") if heading == "STATE" else ""
+            STATE_STYLES.get(cell.rpartition(" ")[2], "") if heading in _COLOURED else ""
             for heading, cell in zip(headings, row, strict=True)
         ]
         grid.add_row(*map(Text, row, styles))
@@ -73,40 +109,22 @@ def _width(out: Console, grid: Table) -> int:
     return out.measure(grid, options=out.options.update(max_width=10_000)).maximum
 
 
-def _shortened(value: str, width: int) -> str:
-    return value if len(value) <= width else f"{value[: width - 1]}…"
+def _shortened(value: str, width: int, end: str) -> str:
+    return value if len(value) <= width else f"{value[: width - len(end)]}{end}"
 
 
-def columns(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows in plain columns."""
-    whole = [tuple(headings), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
-    for row in whole:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def listing(sandboxes: Sequence[Sandbox]) -> None:
-    """Print sandboxes as rows."""
+def listing(sandboxes: Iterable[Sandbox], shown: Mapping[str, Cell], *, headers: bool = True) -> None:
+    """Print sandboxes as rows, with these columns."""
     now = time.time_ns()
-    escaped = text.visible if console().is_terminal else text.one_word
-    table(
-        HEADINGS,
-        [[escaped(cell) or text.NONE for cell in _row(sandbox, now)] for sandbox in sandboxes],
-        breakable=BREAKABLE,
+    fit = escape()
+    fits = [fit] * len(shown)
+    if list(shown)[-1] == FREE_TEXT:  # what is made of words may have blanks in it where nothing stands behind it
+        fits[-1] = text.visible
+    rows = (
+        [fit(cell(sandbox, now)) or text.NONE for fit, cell in zip(fits, shown.values(), strict=True)]
+        for sandbox in sandboxes
     )
-
-
-def _row(sandbox: Sandbox, now: int) -> tuple[str, ...]:
-    status = sandbox.status
-    return (
-        sandbox.id,
-        sandbox.metadata.name,
-        sandbox.node,
-        status.state.value,
-        str(status.pid or ""),
-        text.age(status, now),
-        str(status.exit_status) if status.exited_at_ns else "",
-    )
+    table([fit(heading) for heading in shown], rows, breakable=BREAKABLE, headers=headers)
 
 
 def details(sandbox: Sandbox) -> None:

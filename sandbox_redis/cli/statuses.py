@@ -13,12 +13,15 @@ from typing import Final
 from sandbox_redis.cli.text import visible
 from sandbox_redis.errors import (
     AlreadyExistsError,
+    AmbiguousIDError,
+    CompactedError,
     ConflictError,
     InvalidArgumentError,
     NotFoundError,
     OutcomeUnknownError,
     SandboxError,
     TransitionError,
+    WaitTimeoutError,
 )
 
 PROGRAM: Final = "sandbox-redis"
@@ -29,7 +32,8 @@ class ExitStatus(IntEnum):
 
     OK = 0
     REFUSED = 1
-    """No such sandbox, or there is one, or the state machine has no such move, or others were faster."""
+    """No such sandbox, or there is one, or the id is ambiguous, or the state machine has no such move, or others were
+    faster, or the events to go on from are gone."""
     USAGE = 2
     UNAVAILABLE = 3
     """The store cannot be reached, or what is in it cannot be read."""
@@ -37,11 +41,19 @@ class ExitStatus(IntEnum):
     """The write may or may not have happened."""
     BUG = 70  # EX_SOFTWARE of sysexits.h
     INPUT_OUTPUT = 74  # EX_IOERR: the output cannot be written, or a file cannot be read
+    TIMED_OUT = 124  # as of timeout(1): what was waited for has not happened
     INTERRUPTED = 130  # 128 + SIGINT, as of any program
     BROKEN_PIPE = 141  # 128 + SIGPIPE, as of any program
 
 
-_REFUSALS: Final = (NotFoundError, AlreadyExistsError, TransitionError, ConflictError)
+_REFUSALS: Final = (
+    NotFoundError,
+    AmbiguousIDError,
+    AlreadyExistsError,
+    TransitionError,
+    ConflictError,
+    CompactedError,  # and with it StoreRolledBackError: the store serves, but nobody can go on from there
+)
 
 
 def status_of(error: Exception) -> ExitStatus:
@@ -50,6 +62,8 @@ def status_of(error: Exception) -> ExitStatus:
         return ExitStatus.USAGE
     if isinstance(error, OutcomeUnknownError):
         return ExitStatus.OUTCOME_UNKNOWN
+    if isinstance(error, WaitTimeoutError):
+        return ExitStatus.TIMED_OUT
     if isinstance(error, _REFUSALS):
         return ExitStatus.REFUSED
     return ExitStatus.UNAVAILABLE if isinstance(error, SandboxError) else ExitStatus.BUG
@@ -78,10 +92,11 @@ def complain_of(errors: Iterable[Exception]) -> ExitStatus:
 
 def describe(error: Exception) -> str:
     """An error in words. One that is none of ours is a bug, and says where it is."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (SandboxError, OSError)):
+    if isinstance(error, SandboxError):  # WaitTimeoutError is an OSError, too
         return str(error)
+    if isinstance(error, OSError):
+        words = error.strerror or str(error)
+        return f"{error.filename}: {words}" if error.filename else words
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

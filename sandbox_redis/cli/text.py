@@ -6,22 +6,33 @@ from __future__ import annotations
 
 import re
 import signal
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.record import Status, time_to_text
+from sandbox_redis.states import State
 
 NONE: Final = "-"
 """Stands where there is nothing, so that columns can be counted."""
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = 10**9  # nanoseconds
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _INSTANT = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|z|[+-]\d\d:\d\d)").fullmatch
 
+_COMMA: Final = re.compile(r"(?<!\\),").split
+_LABEL: Final = re.compile(r"([^=]*[^=!<>~\s])\s*==?\s*(.*)", re.DOTALL).fullmatch
+_LABEL_RULE: Final = (
+    r"exact labels such as app=web or app==web are needed, there is no other operator; a comma in a value is written \,"
+)
+
 
 def visible(text: str) -> str:
     """Text without control codes, which could end a line or steer a terminal: they are shown as escapes."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
@@ -42,6 +53,11 @@ def span(ns: int) -> str:
     return f"-{words}" if words and ns < 0 else words or "0s"
 
 
+def lasting(ns: int) -> str:
+    """A duration that may be short: as `span`, and ``12ms`` below a second."""
+    return f"{ns // 10**6}ms" if 0 <= ns < _SECOND else span(ns)
+
+
 def age(status: Status, now_ns: int) -> str:
     """How long ago it was created; negative where the clock of whoever created it is ahead of ours."""
     return span(now_ns - status.created_at_ns) if status.created_at_ns else NONE
@@ -53,6 +69,16 @@ def moment(ns: int, now_ns: int) -> str:
         return NONE
     away = span(now_ns - ns)
     return f"{time_to_text(ns)} ({f'in {away[1:]}' if away.startswith('-') else f'{away} ago'})"
+
+
+def nanoseconds(at: datetime) -> int:
+    """The nanoseconds since the Unix epoch of a time in UTC."""
+    return (at - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def clock(at: datetime) -> str:
+    """A time in UTC to the second."""
+    return at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def exit_words(status: Status) -> str:
@@ -81,3 +107,37 @@ def instant(argument: str, text: str | None) -> int | None:
     except ValueError:  # the 31st of February
         pass
     raise InvalidArgumentError(argument, text, "a time such as 2026-11-23T15:07:43.281389235Z is needed")
+
+
+def state(argument: str, text: str) -> State:
+    """The state that somebody names, in whichever case.
+
+    Raises:
+        InvalidArgumentError: there is no such state.
+    """
+    try:
+        return State(text.upper())
+    except ValueError:
+        raise InvalidArgumentError(argument, text, f"one of {', '.join(State)} is needed") from None
+
+
+def pieces(text: str) -> list[str]:
+    r"""What stands between the commas; ``\,`` is a comma within a piece."""
+    return [piece.replace(r"\,", ",").strip() for piece in _COMMA(text)]
+
+
+def labels(argument: str, items: Iterable[str]) -> dict[str, str]:
+    """The labels that selectors such as ``app=web,tier==front`` ask for.
+
+    Raises:
+        InvalidArgumentError: one asks for something other than an exact label, or two exclude each other.
+    """
+    found: dict[str, str] = {}
+    for piece in (piece for item in items for piece in pieces(item)):
+        parts = _LABEL(piece)
+        if parts is None:
+            raise InvalidArgumentError(argument, piece, _LABEL_RULE)
+        key, value = parts.groups()
+        if found.setdefault(key, value) != value:
+            raise InvalidArgumentError(argument, piece, f"{key}={found[key]} is asked for as well: none can have both")
+    return found
