@@ -4,6 +4,8 @@ containerd keeps the status of each pod sandbox in one process's memory; this ke
 contract, in Redis, for many processes on many hosts. Start with `SandboxStore` or `AsyncSandboxStore`.
 """
 
+import logging
+
 from sandbox_redis.aio import AsyncSandboxStore, AsyncStatusStorage
 from sandbox_redis.aio_mirror import AsyncMirror
 from sandbox_redis.batch import Batch
@@ -33,6 +35,8 @@ from sandbox_redis.transaction import UpdateFunc
 from sandbox_redis.watch import AsyncWatch, Watch
 
 __version__ = "0.1.0"
+
+logging.getLogger("sandbox_redis").addHandler(logging.NullHandler())  # outages are told to whoever asks for it
 
 __all__ = [
     "AlreadyExistsError",

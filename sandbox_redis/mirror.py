@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from sandbox_redis import checks
@@ -158,6 +159,8 @@ class Mirror:
         self._wake()
         if threading.current_thread() is not self._keeper and self._pid == os.getpid():
             self._keeper.join()
+            self._waker.close()
+            self._alarm.close()
         self._queue.put(None)
 
     def __enter__(self) -> Self:
@@ -267,7 +270,8 @@ class Mirror:
             self._waker.recv(64)
 
     def _wake(self) -> None:
-        self._alarm.send(b"!")
+        with suppress(OSError):  # it is closed
+            self._alarm.send(b"!")
 
     def _dispatch(self) -> None:
         while (change := self._queue.get()) is not None:
