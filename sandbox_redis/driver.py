@@ -58,7 +58,9 @@ def play(lane: Lane, op: Op[T], reply: Any = None, line: Line | None = None) -> 
                 if request.lease is Lease.ANY or (request.lease is Lease.TAKE and held is None):
                     leased = lane.lease(request.key)
                 elif request.lease is Lease.OWN:
-                    leased = lane.own(request.key)
+                    if held is not None:
+                        held.connection.disconnect()
+                    leased, held = lane.own(request.key), None
                 elif held is not None:
                     leased, held = held, None
                 else:

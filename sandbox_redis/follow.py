@@ -18,6 +18,7 @@ from sandbox_redis.exchange import Deadline
 from sandbox_redis.in_step import together
 from sandbox_redis.keys import Keys
 from sandbox_redis.listing import NOTHING
+from sandbox_redis.record import pairs
 from sandbox_redis.session import Session
 from sandbox_redis.wire import Command, Op, ServerError
 
@@ -34,6 +35,15 @@ class Entry(NamedTuple):
     partition: int
     revision: str
     flat: list[bytes]
+    """Fields and values; the first is the id, the second the transition."""
+
+
+def _in_order(flat: list[bytes]) -> list[bytes]:
+    """An event that was not written by this store may have its fields in another order, or lack some."""
+    if flat[0] == b"id" and flat[2:3] == [b"transition"]:
+        return flat
+    fields = {b"id": b"", b"transition": b""} | pairs(flat)
+    return [item for pair in fields.items() for item in pair]
 
 
 def place(revision: str) -> tuple[int, int]:
@@ -78,7 +88,7 @@ class Follower:
             StoreRolledBackError: the server has lost what was read before.
         """
         entries = [
-            Entry(partition, revision.decode(), flat)
+            Entry(partition, revision.decode(), _in_order(flat))
             for key, found in replies[0] or ()
             for partition in (self._streams[key.decode()],)
             for revision, flat in found

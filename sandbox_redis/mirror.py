@@ -115,11 +115,8 @@ class Mirror:
             left = end - time.monotonic()
             if left <= 0:
                 raise WaitTimeoutError(sandbox_id, seconds, f"in the mirror as of {wanted}")
-            tail = self._tail
-            if tail is not None and tail.blocks:
-                self._select(tail, min(left, BUSY))
-            else:
-                time.sleep(min(left, PAUSE_FIRST))
+            if (tail := self._tail) is None or not tail.blocks or not tail.ready(min(left, BUSY) * 1000):
+                time.sleep(PAUSE_FIRST)
             self._drain()
 
     @property
@@ -248,16 +245,19 @@ class Mirror:
         while (tail := self._tail) is not None and not self._line.closed.is_set():
             if not tail.blocks:
                 self._line.closed.wait(self._core.heartbeat)
-            elif time.monotonic() - self._drained < BUSY:
+            elif self._is_busy():
                 self._line.closed.wait(BUSY)
-                if time.monotonic() - self._drained < BUSY:
-                    continue
             else:
                 self._select(tail, silence)
             with self._lock:
-                self._take()
+                if not self._is_busy():
+                    self._take()
                 if self._tail is not None and time.monotonic() - self._sent > silence:
                     self._lose(Lost(self._lane.address, "it has fallen silent"))
+
+    def _is_busy(self) -> bool:
+        """Whether somebody reads, and so takes in what comes, all the time."""
+        return time.monotonic() - self._drained < BUSY
 
     def _select(self, tail: Tail | PolledTail, timeout: float) -> None:
         waiting = select.poll()

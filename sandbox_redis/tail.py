@@ -97,7 +97,7 @@ class PolledTail:
         self._leased = leased
         self._commands: Sequence[Command] = ()
 
-    def ready(self, milliseconds: int) -> bool:
+    def ready(self, milliseconds: float) -> bool:
         """As `Tail.ready`."""
         return True
 
