@@ -12,7 +12,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.aio_driver import play
-from sandbox_redis.aio_mirror import AsyncMirror
+from sandbox_redis.aio_mirror import AsyncMirror, mirror
 from sandbox_redis.aio_waits import Waits
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
@@ -187,8 +187,7 @@ class AsyncSandboxStore:
         """Same as `SandboxStore.list_and_watch`."""
         wanted = selection(states=states, node=node, labels=labels, namespace=namespace)
         watching = Watching(self._operations, wanted, timeout=timeout)
-        watch = AsyncWatch(self._lane, watching)
-        return await watch.begin(watching.draw()), watch
+        return await play(self._lane, watching.draw()), AsyncWatch(self._lane, watching)
 
     async def mirror(
         self,
@@ -203,7 +202,7 @@ class AsyncSandboxStore:
         core = mirrored(
             self._operations, states=states, node=node, labels=labels, namespace=namespace, heartbeat=heartbeat
         )
-        return await AsyncMirror(self._lane, core, self._operations.timeout).begin()
+        return await mirror(self._lane, core, self._operations.timeout)
 
     async def wait(
         self, sandbox_id: str, until: State | Iterable[State] | None, *, timeout: float | None = None

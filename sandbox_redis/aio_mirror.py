@@ -30,19 +30,13 @@ class AsyncMirror:
     is free, so that what is read is as old as the loop was busy.
     """
 
-    def __init__(self, lane: AsyncLane, mirroring: Mirroring, timeout: float) -> None:
+    def __init__(self, lane: AsyncLane, mirroring: Mirroring, line: Line, timeout: float) -> None:
         self._lane = lane
         self._core = mirroring
         self._timeout = timeout
-        self._line = Line()
+        self._line = line
         self._moved = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def begin(self) -> Self:
-        """Called by the store."""
-        await play(self._lane, self._core.attach(), self._line)
         self._task = asyncio.get_running_loop().create_task(self._keep())
-        return self
 
     def get(self, sandbox_id: str) -> Sandbox:
         """Same as `Mirror.get`."""
@@ -97,9 +91,8 @@ class AsyncMirror:
 
     async def aclose(self) -> None:
         """Same as `Mirror.close`."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        self._task.cancel()
+        await asyncio.wait([self._task])
         await self._line.close()
         self._core.lost(Closed("it was closed"))
 
@@ -142,3 +135,10 @@ class AsyncMirror:
                     callback(*change)
                 except Exception:  # it is the caller's code
                     _log.exception("an on_change callback of a mirror failed")
+
+
+async def mirror(lane: AsyncLane, mirroring: Mirroring, timeout: float) -> AsyncMirror:
+    """A mirror that is complete."""
+    line = Line()
+    await play(lane, mirroring.attach(), line)
+    return AsyncMirror(lane, mirroring, line, timeout)

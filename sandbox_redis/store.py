@@ -216,10 +216,7 @@ class SandboxStore:
             SchemaError, StoreUnavailableError: as for `get`.
         """
         wanted = selection(states=states, node=node, sandbox_id=sandbox_id, default=ALL)
-        watching = Watching(self._operations, wanted, since, timeout)
-        watch = Watch(self._lane, watching)
-        watch.begin(watching.begin())
-        return watch
+        return Watch(self._lane, Watching(self._operations, wanted, since, timeout))
 
     def list_and_watch(
         self,
@@ -247,8 +244,7 @@ class SandboxStore:
         """
         wanted = selection(states=states, node=node, labels=labels, namespace=namespace)
         watching = Watching(self._operations, wanted, timeout=timeout)
-        watch = Watch(self._lane, watching)
-        return watch.begin(watching.draw()), watch
+        return play(self._lane, watching.draw()), Watch(self._lane, watching)
 
     def mirror(
         self,

@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from sandbox_redis.aio_driver import Line as AsyncLine
 from sandbox_redis.aio_driver import play as aio_play
 from sandbox_redis.driver import Line, play
 from sandbox_redis.record import Event
 from sandbox_redis.watching import Watching
-from sandbox_redis.wire import Closed, Op
+from sandbox_redis.wire import Closed
 
 if TYPE_CHECKING:
     from sandbox_redis.aio_lane import AsyncLane
@@ -29,16 +29,13 @@ class Watch:
         self._lane = lane
         self._watching = watching
         self._line = Line()
+        play(lane, watching.begin(), line=self._line)
 
     @property
     def cursor(self) -> str | None:
         """Where to go on behind the event that was taken last, or behind the last that did not fit: what ``since``
         takes. Text, to be stored anywhere."""
         return self._watching.cursor
-
-    def begin(self, op: Op[Any]) -> Any:
-        """Called by the store."""
-        return play(self._lane, op, line=self._line)
 
     def __iter__(self) -> Self:
         return self
@@ -89,10 +86,6 @@ class AsyncWatch:
         """Same as `Watch.cursor`."""
         return self._watching.cursor
 
-    async def begin(self, op: Op[Any]) -> Any:
-        """Called by the store."""
-        return await aio_play(self._lane, op, line=self._line)
-
     def __aiter__(self) -> Self:
         return self
 
@@ -115,7 +108,7 @@ class AsyncWatch:
         await self._line.close()
 
     async def __aenter__(self) -> Self:
-        await self.begin(self._watching.begin())
+        await aio_play(self._lane, self._watching.begin(), line=self._line)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -17,12 +17,15 @@ import sandbox_redis
 from sandbox_redis import (
     AlreadyExistsError,
     AmbiguousIDError,
+    AsyncMirror,
     AsyncSandboxStore,
     AsyncStatusStorage,
+    AsyncWatch,
     Batch,
     CompactedError,
     ConflictError,
     InvalidArgumentError,
+    Mirror,
     NotFoundError,
     OutcomeUnknownError,
     SandboxError,
@@ -33,6 +36,7 @@ from sandbox_redis import (
     StoreUnavailableError,
     TransitionError,
     WaitTimeoutError,
+    Watch,
 )
 from sandbox_redis.states import MACHINE, State, advice
 
@@ -65,6 +69,11 @@ def test_sync_and_asyncio_have_the_same_operations_parameters_and_results():
         == parameters(inspect.signature(AsyncSandboxStore.__init__))[1:]
     )
     assert public(StatusStorage) == public(AsyncStatusStorage)
+    for one, other in ((Watch, AsyncWatch), (Mirror, AsyncMirror)):
+        sync, asyncio = public(one), public(other)
+        assert set(sync) - {"close"} == set(asyncio) - {"aclose"}
+        for name in set(sync) - {"close"}:
+            assert parameters(sync[name]) == parameters(asyncio[name]), name
 
 
 def test_a_batch_has_the_operations_of_the_store():
@@ -75,7 +84,10 @@ def test_a_batch_has_the_operations_of_the_store():
         assert batch[name].return_annotation == f"Result[{store[name].return_annotation}]", name
 
 
-@pytest.mark.parametrize("kind", [SandboxStore, AsyncSandboxStore, Batch, StatusStorage, AsyncStatusStorage])
+@pytest.mark.parametrize(
+    "kind",
+    [SandboxStore, AsyncSandboxStore, Batch, StatusStorage, AsyncStatusStorage, Watch, AsyncWatch, Mirror, AsyncMirror],
+)
 def test_help_shows_what_comes_back_and_every_method_says_what_it_does(kind):
     shown = pydoc.plain(pydoc.render_doc(kind))
     for name, signature in public(kind).items():
@@ -87,7 +99,17 @@ def test_help_shows_what_comes_back_and_every_method_says_what_it_does(kind):
 
 
 def test_the_operations_of_asyncio_are_coroutines():
-    for name in OPERATIONS | {"ids", "audit", "aclose"}:
+    for name in OPERATIONS | {
+        "ids",
+        "page",
+        "counts",
+        "history",
+        "wait",
+        "mirror",
+        "list_and_watch",
+        "audit",
+        "aclose",
+    }:
         assert inspect.iscoroutinefunction(getattr(AsyncSandboxStore, name)), name
         assert not inspect.iscoroutinefunction(getattr(SandboxStore, name, None)), name
 
@@ -219,6 +241,15 @@ def test_imports_point_one_way():
         "transaction",
         "operations",
         "batch",
+        "in_step",
+        "selection",
+        "listing",
+        "queries",
+        "follow",
+        "picture",
+        "watching",
+        "waiting",
+        "mirroring",
     ],
 )
 def test_what_decides_does_no_input_or_output(name):
@@ -227,7 +258,9 @@ def test_what_decides_does_no_input_or_output(name):
     assert "time.sleep" not in (PACKAGE / f"{name}.py").read_text()
 
 
-@pytest.mark.parametrize("name", ["store", "aio", "faces", "audit", "scripts"])
+@pytest.mark.parametrize(
+    "name", ["store", "aio", "faces", "audit", "scripts", "driver", "watch", "mirror", "aio_mirror", "aio_waits"]
+)
 def test_what_is_imported_at_first_imports_no_redis(name):
     assert not imports(name) & {"redis", "hiredis"}
 
