@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sandbox_redis.in_step import CHUNK
-from sandbox_redis.wire import Closed, Failure, Lease, Op, Send, SendAll, Unsent
+from sandbox_redis.wire import Closed, Failure, Lease, Op, Send, SendAll, Sleep, Unsent
 
 if TYPE_CHECKING:
     from sandbox_redis.lane import Lane, Leased
@@ -102,20 +102,24 @@ class Ahead(Generic[T]):
     def __init__(self, lane: Lane, op: Op[T]) -> None:
         self._lane = lane
         self._op = op
-        self._request = op.send(None)
         self._reply: Any = None
-        if isinstance(self._request, Send):
-            request = SendAll(iter([self._request]), self._take)
-        else:
-            assert isinstance(self._request, SendAll)
-            request = self._request
-        self._sent: _Sent | None = _Sent(lane, request)
+        self._sent: _Sent | None = None
+        self._done: list[T] = []
+        try:
+            request = op.send(None)
+        except StopIteration as stop:  # it has nothing to send
+            self._done = [stop.value]
+            return
+        assert not isinstance(request, Sleep)
+        self._sent = _Sent(lane, SendAll(iter([request]), self._take) if isinstance(request, Send) else request)
 
     def _take(self, reply: Any) -> None:
         self._reply = reply
 
     def finish(self) -> T:
         """Carry it out to its end."""
+        if self._done:
+            return self._done[0]
         sent, self._sent = self._sent, None
         assert sent is not None
         sent.receive()

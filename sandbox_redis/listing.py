@@ -65,7 +65,7 @@ class Sheet(NamedTuple):
     following: Choice | None
 
     def sandboxes(self) -> Iterator[Sandbox]:
-        """Decode them. Those that have left the wanted states, or gone, since they were chosen are left out."""
+        """Decode them. Those that have changed since they were chosen, and fit no more, are left out."""
         for head, ids, records in self.rows:
             for raw, record in zip(ids, records, strict=True):
                 sandbox_id = raw.decode(errors="backslashreplace")
@@ -73,7 +73,7 @@ class Sheet(NamedTuple):
                     yield unreadable(sandbox_id, head + sandbox_id, record.message)
                 elif record:
                     sandbox = sandbox_from_flat(sandbox_id, head + sandbox_id, record)
-                    if self.wanted.shows(sandbox):
+                    if self.wanted.shows(sandbox) and (sandbox.problem is not None or self.wanted.fits(sandbox)):
                         yield sandbox
 
 
