@@ -6,6 +6,7 @@ One rule decides: the event that a follower stands at must still be in the strea
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -16,11 +17,11 @@ from sandbox_redis import listing
 from sandbox_redis.errors import CompactedError, InvalidArgumentError, StoreRolledBackError
 from sandbox_redis.exchange import Deadline
 from sandbox_redis.in_step import together
-from sandbox_redis.keys import Keys
+from sandbox_redis.keys import Keys, meta
 from sandbox_redis.listing import NOTHING
 from sandbox_redis.record import pairs
 from sandbox_redis.session import Session
-from sandbox_redis.wire import Command, Op, ServerError
+from sandbox_redis.wire import Command, LaidOut, Op, ServerError
 
 HEARTBEAT: Final = (
     1.0  # seconds; an idle server answers after so long, which proves that it and the way to it are there
@@ -55,17 +56,19 @@ def place(revision: str) -> tuple[int, int]:
 class Follower:
     """Stands somewhere in the streams of some partitions, and goes on from there."""
 
-    def __init__(self, layout: Keys, places: dict[int, str], maxlen: int) -> None:
+    def __init__(self, session: Session, layout: Keys, places: dict[int, str]) -> None:
         self.places = places
         """The newest event that was taken, for each partition followed."""
         self.key = layout.events(next(iter(places)))
         """The packets go to the server that holds it."""
         self._streams = {layout.events(partition): partition for partition in places}
-        self._maxlen = maxlen
+        self._meta = None if session.is_laid_out() else meta(session.prefix)
+        self._maxlen = session.maxlen
         self._count = max(EVENTS_MAX // len(places), 10)
         self._anchors = dict(places)  # where it stood when it was last checked
         self._checked = 0.0
         self._checking = False
+        self._doubtful: list[Entry] = []
 
     @property
     def cursor(self) -> str:
@@ -74,58 +77,72 @@ class Follower:
 
     def packet(self, heartbeat: float | None = HEARTBEAT) -> tuple[Command, ...]:
         """What to send to get the next events, after `heartbeat` seconds at the latest; at once when None."""
+        if self._doubtful:
+            return self._checks(self.places)
         block = () if heartbeat is None else ("BLOCK", max(1, round(heartbeat * 1000)))
         read = ("XREAD", *block, "COUNT", self._count, "STREAMS", *self._streams, *self.places.values())
-        # Behind the events it is looked at what they were read from, every now and then: the server may have been
-        # flushed under an unbroken connection.
+        there = () if self._meta is None else (("EXISTS", self._meta),)
+        # Behind the events it is looked at what was read before, every now and then: the server may have been flushed
+        # under an unbroken connection.
         self._checking = time.monotonic() - self._checked > HEARTBEAT
-        return (read, *self.checks()) if self._checking else (read,)
+        return (read, *there, *(self._checks(self._anchors) if self._checking else ()))
 
     def take(self, replies: Sequence[Any]) -> list[Entry]:
         """The events in the replies to a packet; whoever takes them moves `places` on.
 
         Raises:
-            StoreRolledBackError: the server has lost what was read before.
+            CompactedError, StoreRolledBackError: events are missing.
+            LaidOut: what is to be followed has only now been decided.
         """
-        entries = [
-            Entry(partition, revision.decode(), _in_order(flat))
-            for key, found in replies[0] or ()
-            for partition in (self._streams[key.decode()],)
-            for revision, flat in found
-        ]
+        if self._doubtful:
+            self._check(self.places, replies)
+            entries, self._doubtful = self._doubtful, []
+            return entries
+        found, *rest = replies
+        entries = []
+        for key, events in found or ():
+            partition = self._streams[key.decode()]
+            entries += [Entry(partition, revision.decode(), _in_order(flat)) for revision, flat in events]
+            # Only a reader who is far behind can have lost what was trimmed: then it gets all that is there, or as much
+            # as it takes at a time.
+            if len(events) >= min(self._count, self._maxlen):
+                self._doubtful = entries
+        if self._meta is not None and rest.pop(0):
+            self._meta, self._doubtful = None, []
+            raise LaidOut
         if self._checking:
-            self.checked(replies[1:], live=True)
-        return entries
+            self._check(self._anchors, rest, live=True)
+            self._anchors, self._checked = dict(self.places), time.monotonic()
+        return [] if self._doubtful else entries
 
     def attach(self) -> tuple[Command, ...]:
         """What to ask first on a new connection: perhaps to another server, or to one that has lost data."""
-        self._anchors = dict(self.places)
-        return self.checks()
+        self._doubtful = []
+        return self._checks(self.places)
 
-    def checks(self) -> tuple[Command, ...]:
-        """What to ask to know that nothing is missing behind where it stood when this was last asked."""
+    def attached(self, replies: Sequence[Any]) -> None:
+        """The replies to `attach`; raises as `take`."""
+        self._check(self.places, replies)
+        self._anchors, self._checked = dict(self.places), time.monotonic()
+
+    def _checks(self, places: dict[int, str]) -> tuple[Command, ...]:
         return tuple(
             command
             for key, partition in self._streams.items()
-            for command in (("XRANGE", key, self._anchors[partition], "+", "COUNT", 1), ("XLEN", key))
+            for command in (("XRANGE", key, places[partition], "+", "COUNT", 1), ("XLEN", key))
         )
 
-    def checked(self, replies: Sequence[Any], *, live: bool = False) -> None:
-        """Look at the replies to `checks`. While it follows `live`, what it has passed may have been trimmed.
-
-        Raises:
-            CompactedError, StoreRolledBackError: something is missing.
-        """
+    def _check(self, places: dict[int, str], replies: Sequence[Any], *, live: bool = False) -> None:
+        """Whether the events at these places are there, so that nothing behind them is missing. While it follows
+        `live`, what it has passed may have been trimmed."""
         pairs = zip(replies[::2], replies[1::2], strict=True)
-        for (found, length), anchor in zip(pairs, self._anchors.values(), strict=True):
+        for (found, length), revision in zip(pairs, places.values(), strict=True):
             trimmed = length >= self._maxlen  # an approximate trim never goes below it
-            there = not trimmed if anchor == NOTHING else bool(found) and found[0][0].decode() == anchor
+            there = not trimmed if revision == NOTHING else bool(found) and found[0][0].decode() == revision
             if not there and (not trimmed or not found):
                 raise StoreRolledBackError(self.cursor)
             if not there and not live:
                 raise CompactedError(self.cursor)
-        self._anchors = dict(self.places)
-        self._checked = time.monotonic()
 
 
 def begin(
@@ -137,12 +154,12 @@ def begin(
         newest = yield from listing.newest(session, layout, deadline)
         places = {p: newest[p] for p in partitions}
     elif isinstance(since, datetime):
-        ms = round(since.timestamp() * 1000)
+        ms = math.floor(since.timestamp() * 1000)
         found = yield from together(_before(session, layout.events(p), ms, deadline) for p in partitions)
         places = dict(zip(partitions, found, strict=True))
     else:
         places = _parsed(since, layout, only)
-    return Follower(layout, places, session.maxlen)
+    return Follower(session, layout, places)
 
 
 def _before(session: Session, key: str, ms: int, deadline: Deadline) -> Op[str]:

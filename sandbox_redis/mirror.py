@@ -25,7 +25,7 @@ from sandbox_redis.exchange import PAUSE_FIRST
 from sandbox_redis.mirroring import Change, Mirroring, OnChange
 from sandbox_redis.record import Sandbox
 from sandbox_redis.states import State
-from sandbox_redis.wire import Closed, Failure, Lost
+from sandbox_redis.wire import Closed, Failure, LaidOut, Lost
 
 if TYPE_CHECKING:
     from sandbox_redis.lane import Lane
@@ -189,7 +189,7 @@ class Mirror:
                     self._queue.put(change)
                 if not tail.blocks:
                     break
-        except (Failure, CompactedError) as error:
+        except (Failure, CompactedError, LaidOut) as error:
             self._lose(error)
 
     def _ask(self, tail: Tail | PolledTail) -> None:

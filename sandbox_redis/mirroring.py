@@ -19,7 +19,7 @@ from sandbox_redis.selection import ALL, LISTED, Selection, one_state, selection
 from sandbox_redis.session import Session
 from sandbox_redis.states import State
 from sandbox_redis.watching import Feed, refusal_in
-from sandbox_redis.wire import Closed, Command, Failure, Op
+from sandbox_redis.wire import Closed, Command, Failure, LaidOut, Op
 
 STALE: Final = 3  # heartbeats without a word make a mirror stale; one may be late on a busy machine
 Change = tuple[Sandbox | None, Sandbox | None]
@@ -102,7 +102,7 @@ class Mirroring:
     def lost(self, error: Exception) -> None:
         """The connection is of no use any more. What is not an outage makes it list again: there is a gap, or worse."""
         outage = isinstance(error, (Failure, StoreUnavailableError, Closed))
-        if not isinstance(error, Closed):
+        if not isinstance(error, (Closed, LaidOut)):
             expected = isinstance(error, (Failure, SandboxError))
             level = logging.WARNING if self.attached or not expected else logging.DEBUG
             _log.log(level, "a mirror is stale: %s", error, exc_info=None if expected else error)

@@ -52,7 +52,7 @@ class Picture:
         event = event_from_flat(revision, self._layout.events(partition), flat, places, metadata)
         after = event.sandbox
         if after is None:
-            del self.sandboxes[sandbox_id]
+            self.sandboxes.pop(sandbox_id, None)
         elif begins and not self.wanted.fits(after):
             self.sandboxes.pop(sandbox_id, None)
             return None
@@ -87,4 +87,4 @@ def draw(session: Session, layout: Keys, wanted: Selection, deadline: Deadline) 
         sheet = pages.took((yield from pages.next()))
         picture.sandboxes.update((sandbox.id, sandbox) for sandbox in sheet.sandboxes())
     picture.ends((yield from listing.newest(session, layout, deadline.renewed())))
-    return picture, Follower(layout, places, session.maxlen)
+    return picture, Follower(session, layout, places)

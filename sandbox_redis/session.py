@@ -57,6 +57,10 @@ class Session:
         """Take a newer event to look for lost writes from; see `trace`."""
         self._floors.clear()
 
+    def is_laid_out(self) -> bool:
+        """Whether the store is known to exist; else its partitions are not decided yet."""
+        return self._keys is not None
+
     def layout(self, *, timeout: float | None = None) -> Op[keys.Keys]:
         """The keys of the store, once it is known how it is laid out."""
         return (yield from self.open(self.deadline(timeout), write=False))

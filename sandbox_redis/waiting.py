@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from sandbox_redis import checks
 from sandbox_redis.errors import InvalidArgumentError, WaitTimeoutError
-from sandbox_redis.follow import HEARTBEAT
 from sandbox_redis.record import Event, Sandbox
 from sandbox_redis.selection import ALL, Selection, one_state
 from sandbox_redis.session import Session
@@ -53,14 +52,16 @@ def wait(session: Session, waiting: Waiting) -> Op[Sandbox | None]:
     end = time.monotonic() + waiting.seconds
     timeout = None if waiting.seconds == math.inf else waiting.seconds
     watching = Watching(session, Selection(ALL, sandbox_id=waiting.id), timeout=timeout)
-    yield from watching.begin()  # before it is read, so that nothing falls in between
-    layout = yield from session.open(session.deadline(None), write=False)
-    waiting.found = yield from session.fetch(layout, waiting.id, session.deadline(None))
+    first = min(session.timeout, waiting.seconds)
+    yield from watching.begin(first)  # before it is read, so that nothing falls in between
+    deadline = session.deadline(first)
+    layout = yield from session.open(deadline, write=False)
+    waiting.found = yield from session.fetch(layout, waiting.id, deadline)
     while not waiting.over():
         left = end - time.monotonic()
         if left <= 0:
             raise waiting.too_late()
-        yield from watching.more(min(left, HEARTBEAT))
+        yield from watching.more(left)
         while not waiting.over() and (event := watching.take()):
             waiting.hear(event)
     return waiting.found

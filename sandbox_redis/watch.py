@@ -48,7 +48,7 @@ class Watch:
             StoreRolledBackError: the server has lost data, the events behind the cursor among it.
             StoreUnavailableError: an outage took longer than the watch's `timeout`, or waiting does not help.
         """
-        while (event := self._watching.take()) is None:
+        while self._line.closed.is_set() or (event := self._watching.take()) is None:
             try:
                 play(self._lane, self._watching.more(), line=self._line)
             except Closed:
@@ -56,8 +56,6 @@ class Watch:
             except Exception:
                 self.close()
                 raise
-        if self._line.closed.is_set():
-            raise StopIteration
         return event
 
     def close(self) -> None:
@@ -91,7 +89,7 @@ class AsyncWatch:
 
     async def __anext__(self) -> Event:
         """Same as `Watch.__next__`."""
-        while (event := self._watching.take()) is None:
+        while self._line.closed or (event := self._watching.take()) is None:
             try:
                 await aio_play(self._lane, self._watching.more(), line=self._line)
             except Closed:
@@ -99,8 +97,6 @@ class AsyncWatch:
             except Exception:
                 await self.aclose()
                 raise
-        if self._line.closed:
-            raise StopAsyncIteration
         return event
 
     async def aclose(self) -> None:

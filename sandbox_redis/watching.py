@@ -17,12 +17,14 @@ from sandbox_redis.errors import StoreRolledBackError, StoreUnavailableError
 from sandbox_redis.exchange import Deadline
 from sandbox_redis.follow import HEARTBEAT, Entry, Follower, begin, check_since
 from sandbox_redis.keys import Keys
+from sandbox_redis.listing import NOTHING
 from sandbox_redis.picture import draw
 from sandbox_redis.record import Event, Sandbox, event_from_flat, pairs
 from sandbox_redis.selection import Selection
 from sandbox_redis.session import Session
-from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Op, Send, ServerError, Unsent
+from sandbox_redis.wire import TRANSIENT, Command, Failure, LaidOut, Lease, Op, Send, ServerError, Unsent
 
+GRACE: Final = 0.1  # seconds that an answer may be late when somebody waits for so long only
 _log: Final = logging.getLogger("sandbox_redis")
 _PASSING: Final = TRANSIENT | {"UNBLOCKED"}  # which a master says to blocked readers when it becomes a replica
 
@@ -30,16 +32,19 @@ _PASSING: Final = TRANSIENT | {"UNBLOCKED"}  # which a master says to blocked re
 class Feed:
     """What a follower hears over a connection of its own, and how an outage is bridged."""
 
-    def __init__(self, session: Session, layout: Keys, follower: Follower, patience: float) -> None:
+    def __init__(
+        self, session: Session, layout: Keys, follower: Follower, patience: float, only: str | None = None
+    ) -> None:
         self.follower = follower
         self.layout = layout
+        self._only = only  # the one sandbox that is followed
         self._session = session
         self._patience = patience
         self._attached = False
         self._outage: Deadline | None = None
 
-    def more(self, heartbeat: float = HEARTBEAT) -> Op[list[Entry]]:
-        """Wait for the next events, or for a heartbeat, which brings none. An outage brings none as well.
+    def more(self, seconds: float) -> Op[list[Entry]]:
+        """Wait for the next events, for a heartbeat at most, or for these seconds. An outage brings none as well.
 
         Raises:
             CompactedError, StoreRolledBackError: there would be a gap.
@@ -47,12 +52,16 @@ class Feed:
         """
         try:
             if not self._attached:
-                yield from self.attach(min(self._patience, self._session.timeout))
-            packet = self.follower.packet(heartbeat)
-            replies = yield from self._ask(packet, heartbeat + self._session.timeout, Lease.KEEP)
-            entries = self.follower.take(replies)
+                yield from self.attach(min(self._patience, self._session.timeout, seconds))
+            heartbeat = min(HEARTBEAT, seconds)
+            timeout = min(heartbeat + self._session.timeout, seconds + GRACE)
+            entries = self.follower.take((yield from self._ask(self.follower.packet(heartbeat), timeout, Lease.KEEP)))
         except (Failure, StoreUnavailableError) as error:
             yield from self.bridge(error)
+            return []
+        except LaidOut:
+            layout = yield from self._session.open(self._session.deadline(None), write=False)
+            self._relay(layout)
             return []
         except GeneratorExit:  # whoever waited was interrupted, and the connection is gone
             self._attached = False
@@ -70,10 +79,18 @@ class Feed:
                 raise StoreRolledBackError(self.follower.cursor)
             try:
                 replies = yield from self._ask(self.follower.attach(), deadline.share(), Lease.OWN)
-                self.follower.checked(replies)
+                self.follower.attached(replies)
                 self._attached = True
             except Failure as failure:
                 yield from self._session.exchange.again(deadline, failure)
+
+    def _relay(self, layout: Keys) -> None:
+        """The store did not exist: in partitions that nobody has looked at, everything is new."""
+        known = self.follower.places
+        partitions = range(layout.partitions) if self._only is None else [layout.partition(self._only)]
+        self.follower = Follower(self._session, layout, {p: known.get(p, NOTHING) for p in partitions})
+        self.layout = layout
+        self._attached = False
 
     def detach(self) -> None:
         """The connection is gone."""
@@ -130,10 +147,10 @@ class Watching:
         self.cursor: str | None = None
         """Where a watch goes on behind the event that was taken last; None before it has begun."""
 
-    def begin(self) -> Op[None]:
-        """Find out where to begin, once. The server must answer within the timeout of the store."""
+    def begin(self, timeout: float | None = None) -> Op[None]:
+        """Find out where to begin, once. The server must answer within the timeout of the store, or within this one."""
         if self._feed is None:
-            deadline = self._session.deadline(None)
+            deadline = self._session.deadline(timeout)
             layout = yield from self._session.open(deadline, write=False)
             only = None if self._wanted.sandbox_id is None else layout.partition(self._wanted.sandbox_id)
             follower = yield from begin(self._session, layout, self._since, only, deadline)
@@ -157,17 +174,23 @@ class Watching:
         return list(picture.shown())
 
     def _stand(self, layout: Keys, follower: Follower) -> None:
-        self._feed = Feed(self._session, layout, follower, self._patience)
+        self._feed = Feed(self._session, layout, follower, self._patience, self._wanted.sandbox_id)
         self.cursor = follower.cursor
 
-    def more(self, heartbeat: float = HEARTBEAT) -> Op[None]:
-        """Wait for events, or for a heartbeat."""
+    def more(self, seconds: float = math.inf) -> Op[None]:
+        """Wait for events, for a heartbeat at most, or for these seconds."""
         yield from self.begin()
         assert self._feed is not None
-        follower = self._feed.follower
-        for entry in (yield from self._feed.more(heartbeat)):
-            follower.places[entry.partition] = entry.revision
-            if (event := self._told(entry, tuple(follower.places.values()))) is not None:
+        entries = yield from self._feed.more(seconds)
+        places = self._feed.follower.places
+        for entry in entries:
+            before, places[entry.partition] = places[entry.partition], entry.revision
+            try:
+                event = self._told(entry, tuple(places.values()))
+            except BaseException:  # Ctrl-C, of all: it will be read again
+                places[entry.partition] = before
+                raise
+            if event is not None:
                 self._buffer.append(event)
 
     def take(self) -> Event | None:

@@ -86,6 +86,11 @@ class Failure(Exception):
         return f"the connection to {self.address} failed: {self.reason}"
 
 
+class LaidOut(Exception):
+    """The store that is followed did not exist, and does now, perhaps with other partitions; it never leaves the
+    library."""
+
+
 class Closed(Exception):
     """Its user has closed what an operation was under way for; it never leaves the library."""
 
