@@ -140,5 +140,9 @@ class AsyncMirror:
 async def mirror(lane: AsyncLane, mirroring: Mirroring, timeout: float) -> AsyncMirror:
     """A mirror that is complete."""
     line = Line()
-    await play(lane, mirroring.attach(), line)
+    try:
+        await play(lane, mirroring.attach(), line)
+    except BaseException:
+        await line.close()
+        raise
     return AsyncMirror(lane, mirroring, line, timeout)

@@ -61,7 +61,13 @@ class Mirror:
         self._waker, self._alarm = socket.socketpair()
         self._queue: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._dispatcher: threading.Thread | None = None
-        self._connect()
+        try:
+            self._connect()
+        except BaseException:
+            self._line.close()
+            self._waker.close()
+            self._alarm.close()
+            raise
         self._keeper = threading.Thread(target=self._keep, name="sandbox-redis mirror", daemon=True)
         self._keeper.start()
 

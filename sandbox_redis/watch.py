@@ -29,7 +29,11 @@ class Watch:
         self._lane = lane
         self._watching = watching
         self._line = Line()
-        play(lane, watching.begin(), line=self._line)
+        try:
+            play(lane, watching.begin(), line=self._line)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def cursor(self) -> str | None:
@@ -104,7 +108,11 @@ class AsyncWatch:
         await self._line.close()
 
     async def __aenter__(self) -> Self:
-        await aio_play(self._lane, self._watching.begin(), line=self._line)
+        try:
+            await aio_play(self._lane, self._watching.begin(), line=self._line)
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
