@@ -16,6 +16,7 @@ class BlockingStore:
     def __init__(self, store: AsyncSandboxStore) -> None:
         self.wrapped = store
         self.runner = asyncio.Runner()
+        self.watches: list[BlockingWatch] = []
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.wrapped, name)
@@ -35,6 +36,20 @@ class BlockingStore:
                     return
         finally:
             self.runner.run(iterator.aclose())
+
+    def watch(self, **kwargs):
+        """It begins here, as that of a sync store does."""
+        watch = self.wrapped.watch(**kwargs)
+        return self.followed(self.runner.run(watch.__aenter__()))
+
+    def list_and_watch(self, **kwargs):
+        sandboxes, watch = self.runner.run(self.wrapped.list_and_watch(**kwargs))
+        return sandboxes, self.followed(watch)
+
+    def followed(self, watch):
+        """A watch that is closed with the store, if it is not before."""
+        self.watches.append(BlockingWatch(self.runner, watch))
+        return self.watches[-1]
 
     @contextmanager
     def batch(self):
@@ -62,5 +77,41 @@ class BlockingStore:
         return Blocking()
 
     def close(self) -> None:
+        for watch in self.watches:
+            watch.close()
         self.runner.run(self.wrapped.aclose())
         self.runner.close()
+
+
+class BlockingWatch:
+    """An `AsyncWatch` with the face of the sync one. While a thread waits for its next event, others may close it."""
+
+    def __init__(self, runner: asyncio.Runner, watch: Any) -> None:
+        self.runner = runner
+        self.wrapped = watch
+
+    @property
+    def cursor(self) -> str | None:
+        return self.wrapped.cursor
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        try:
+            return self.runner.run(anext(self.wrapped))
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        loop = self.runner.get_loop()
+        if loop.is_running():
+            asyncio.run_coroutine_threadsafe(self.wrapped.aclose(), loop).result()
+        else:
+            self.runner.run(self.wrapped.aclose())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

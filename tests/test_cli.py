@@ -865,7 +865,8 @@ def test_the_help_of_every_command_has_an_example(cli, command):
 def test_every_operation_has_a_command():
     commands = {command.name for command in app.registered_commands}
     operations = {operation.replace("_", "-") for operation in MACHINE} - {"remove", "force-remove", "update"}
-    assert operations | {"get", "ls", "rm", "counts", "history", "key", "states", "serve", "run", "demo"} == commands
+    insight = {"counts", "watch", "wait", "top", "history", "key", "states"}
+    assert operations | insight | {"get", "ls", "rm", "serve", "run", "demo"} == commands
 
 
 def test_options_behind_the_command_of_run_belong_to_it(cli, monkeypatch):

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from sandbox_redis import __version__
-from sandbox_redis.cli import creating, history, key, listing, machine, programs, records
+from sandbox_redis.cli import creating, history, key, listing, machine, programs, records, top, wait, watch
 from sandbox_redis.cli.groups import expanded
 from sandbox_redis.cli.options import Form, Where
 from sandbox_redis.cli.statuses import PROGRAM, ExitStatus, complain, complain_of, describe
@@ -34,6 +34,7 @@ SANDBOXES: Final[tuple[Entry, ...]] = (
             "sandbox-redis ls --node node-1 --state UNKNOWN --wide",
             "sandbox-redis ls -l app=web,tier=front --sort -age --limit 10 --columns id,state,label:app",
             "sandbox-redis ls --no-headers | awk '{print $1, $4}'",
+            "sandbox-redis ls --watch --node node-1 --sort -age",
         ),
     ),
     ("start", records.start, ("sandbox-redis start web-0 --pid 4242",)),
@@ -53,6 +54,25 @@ INSIGHT: Final[tuple[Entry, ...]] = (
         listing.counts,
         ("sandbox-redis counts", "sandbox-redis counts --node node-1 --json | jq .states.READY"),
     ),
+    (
+        "watch",
+        watch.watch,
+        (
+            "sandbox-redis watch --since 10m --node node-1",
+            "sandbox-redis watch web-0 --state NOTREADY --count 1",
+            "sandbox-redis watch --json --cursor-file ~/seen | while read -r event; do ...; done",
+        ),
+    ),
+    (
+        "wait",
+        wait.wait,
+        (
+            "sandbox-redis wait job-1 job-2 --timeout 10m",
+            "sandbox-redis wait web-0 --for READY,gone",
+            "sandbox-redis wait job-1 --exit-status || echo failed",
+        ),
+    ),
+    ("top", top.top, ("sandbox-redis top", "sandbox-redis top --node node-1 --state INIT --state UNKNOWN -l app=web")),
     ("history", history.history, ("sandbox-redis history web-0", "sandbox-redis history web-0 --json | jq '.[].by'")),
     ("key", key.key, ("sandbox-redis key web-0", 'eval "$(sandbox-redis key web-0 | tail -1)"')),
     ("states", machine.states, ("sandbox-redis states", "sandbox-redis states --format dot | dot -Tsvg > states.svg")),
@@ -72,7 +92,7 @@ Exit statuses:
   3  the store is unavailable, or holds what cannot be read
   4  the write may or may not have happened: look before you write again
   124  what was waited for has not happened in time
-With several sandboxes it is the highest of theirs; 130 after Ctrl-C."""
+With several sandboxes it is the highest of theirs; 130 after Ctrl-C, 143 after SIGTERM."""
 
 
 def _named(params: list[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from sandbox_redis.cli import text
@@ -16,6 +17,8 @@ from sandbox_redis.states import State
 
 Cell = Callable[[Sandbox, int], str]
 """What a column shows of a sandbox, at a time in nanoseconds; nothing is the empty text."""
+Order = Callable[[Iterable[Sandbox], int | None], Iterable[Sandbox]]
+"""Takes so many sandboxes at most, the first ones in some order."""
 
 COLUMNS: Final[dict[str, Cell]] = {
     "id": lambda sandbox, _: sandbox.id,
@@ -74,8 +77,13 @@ def _label(key: str, sandbox: Sandbox, _: int) -> str:
     return sandbox.metadata.labels.get(key, "")
 
 
-def in_order(argument: str, order: str) -> Callable[[Iterable[Sandbox], int | None], list[Sandbox]]:
-    """Sorts sandboxes as somebody asks for, and takes so many; those that have nothing to be sorted by come last.
+def as_they_come(sandboxes: Iterable[Sandbox], limit: int | None) -> Iterable[Sandbox]:
+    """Leaves the order alone."""
+    return islice(sandboxes, limit)
+
+
+def in_order(argument: str, order: str) -> Order:
+    """Sorts sandboxes as somebody asks for; those that have nothing to be sorted by come last.
 
     Raises:
         InvalidArgumentError: there is no such order.

@@ -14,11 +14,9 @@ from sandbox_redis.cli.options import Exact, Form, Where, one_id
 from sandbox_redis.cli.statuses import complain
 from sandbox_redis.errors import NotFoundError
 from sandbox_redis.record import Event, Status
-from sandbox_redis.states import ABSENT
 from sandbox_redis.store import SandboxStore
 
 _HEADINGS: Final = ("TIME", "LASTED", "EVENT", "CHANGE", "PID", "EXIT", "BY")
-_GONE: Final = "gone"
 
 
 def history(where: Where, form: Form, sandbox_id: Annotated[str, one_id("get")], *, exact: Exact = False) -> None:
@@ -95,7 +93,7 @@ def _rows(steps: Sequence[Step]) -> Iterator[list[str]]:
             text.clock(event.at),
             text.NONE if step.lasted is None else text.lasting(step.lasted),
             fit(event.transition),
-            f"{event.before or ABSENT} -> {after.state if after else _GONE}",  # three words everywhere, for awk
+            text.change(event),
             str(pid or ""),
             str(after.exit_status) if after and exited else "",
             fit(event.by),
@@ -112,7 +110,7 @@ def _total(sandbox_id: str, steps: Sequence[Step], now: int) -> str:
         began = step.at if began is None else began
         if step.status is None:
             total, lives, began = total + step.at - began, lives + 1, None
-    ending = _GONE
+    ending = text.GONE
     if began is not None and (status := steps[-1].status):
         total, lives = total + max(0, now - began), lives + 1
         since = next((step.at for step in reversed(steps) if step.moved), began)

@@ -5,14 +5,13 @@ which reads no record. How they look stands in ``show.py`` and ``shape.py``. A d
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Annotated, Final
 
 import typer
 
-from sandbox_redis.cli import columns, shape, show, text
+from sandbox_redis.cli import columns, live, shape, show, text
 from sandbox_redis.cli.columns import BREAKABLE, COLUMNS, USUAL, Cell
-from sandbox_redis.cli.options import Columns, Form, Sort, Where, Which, node_option
+from sandbox_redis.cli.options import Columns, Form, NoHeaders, Sort, Where, Which, node_option
 from sandbox_redis.cli.statuses import complain
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.record import Sandbox
@@ -35,19 +34,34 @@ def ls(
         bool, typer.Option("--wide", help="With namespace, labels, times, revision and problem as well.")
     ] = False,
     chosen: Columns = None,
-    no_headers: Annotated[bool, typer.Option("--no-headers", help="Only the rows.")] = False,
+    no_headers: NoHeaders = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Stay, and show what changes: on a terminal in place, else by lines.")
+    ] = False,
 ) -> None:
     """List sandboxes; those in INIT with --all only.
 
     They come in the order of their ids, in each partition of the store. A record that cannot be decoded is UNKNOWN;
     get and --wide say why.
+
+    With --watch, a terminal shows a table that is always current. Elsewhere, and with --json or --quiet, a line follows
+    for each change: the sandbox as it is then, or that it is gone. With --json each line is an object; one that is gone
+    has only its id, and "removed".
     """
-    wanted = which.states or (tuple(State) if include_init else _LISTED)
+    wanted = tuple(which.states) or (tuple(State) if include_init else _LISTED)
     shown = _columns(form, chosen, wide=wide)
-    ordered = columns.in_order("--sort", sort) if sort is not None else None
+    order = columns.in_order("--sort", sort) if sort is not None else columns.as_they_come
+    if watch:
+        if limit is not None:
+            raise InvalidArgumentError("--limit", limit, "with --watch there is no limit but that of the terminal")
+        what = live.Listing(wanted, which.filters(), order, shown, headers=not no_headers)
+        if not quiet and not form.json and show.can_redraw():
+            live.redraw(where, what)
+        else:
+            live.stream(where, what, quiet=quiet, as_json=form.json)
+        return
     with where.store() as store:
-        found = _find(store, which, wanted)
-        sandboxes = ordered(found, limit) if ordered else islice(found, limit)
+        sandboxes = order(_find(store, which, wanted), limit)
         if quiet:
             for sandbox in sandboxes:
                 print(text.one_word(sandbox.id))  # who wrote an index may have put anything into it

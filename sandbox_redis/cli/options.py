@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from sandbox_redis.aio import AsyncSandboxStore
 from sandbox_redis.cli import text
 from sandbox_redis.cli.columns import COLUMNS, ORDERS
 from sandbox_redis.cli.groups import said
@@ -49,8 +50,14 @@ class Where:
 
     def store(self) -> SandboxStore:
         """The store. Nothing is sent before the first operation."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        return SandboxStore.from_url(**given)
+        return SandboxStore.from_url(**self._given())
+
+    def async_store(self) -> AsyncSandboxStore:
+        """The same for asyncio."""
+        return AsyncSandboxStore.from_url(**self._given())
+
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def from_store(ask: Callable[[SandboxStore, typer.Context], Iterable[str]]) -> Completion:
@@ -222,6 +229,7 @@ Columns = Annotated[
         autocompletion=from_words([*COLUMNS, "label:"], several=True),
     ),
 ]
+NoHeaders = Annotated[bool, typer.Option("--no-headers", help="Only the rows.")]
 Pid = Annotated[int, typer.Option(help="The id of its process; 0 when it has none of its own.", metavar="N")]
 Exit = Annotated[int | None, typer.Option("--exit-status", help="The exit status of its process.", metavar="N")]
 

@@ -158,7 +158,7 @@ def _change(
 
 def _print_removed(form: Form, done: Sequence[tuple[str, bool]], *, asked: int) -> None:
     if form.json:
-        shape.write_each([{"id": sandbox_id, "removed": removed} for sandbox_id, removed in done], asked=asked)
+        shape.write_each([shape.removed(each, was_there=removed) for each, removed in done], asked=asked)
     else:
         for sandbox_id, removed in done:
             if removed:

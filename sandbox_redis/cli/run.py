@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from sandbox_redis.cli.statuses import complain
+from sandbox_redis.cli.statuses import SIGNALLED, complain
 from sandbox_redis.errors import (
     InvalidArgumentError,
     NotFoundError,
@@ -31,7 +31,6 @@ from sandbox_redis.store import SandboxStore
 
 _NOT_FOUND: Final = 127  # as a shell has it
 _NOT_RUNNABLE: Final = 126  # so too
-_SIGNALLED: Final = 128  # plus the number of the signal, so too
 
 # The command is in our process group, so that it can use the terminal. Hence what the terminal sends (Ctrl-C, Ctrl-\)
 # reaches it without us, and is not sent again; what a process sends to us is passed on. What a process sends to the
@@ -91,7 +90,7 @@ def run(
         scribe = _Scribe(store, created.id, give_up=give_up, quiet=quiet)
         pid = 0
         if early := signal.sigpending() & signals:
-            scribe.end(_SIGNALLED + min(early))
+            scribe.end(SIGNALLED + min(early))
             complain(f"{signal.Signals(min(early)).name} came before the command was started")
         else:
             try:
@@ -106,7 +105,7 @@ def run(
             if pid:
                 _, status = os.waitpid(pid, 0)
                 code = os.waitstatus_to_exitcode(status)
-                scribe.end(code if code >= 0 else _SIGNALLED - code)
+                scribe.end(code if code >= 0 else SIGNALLED - code)
             writing.join()
     return scribe.exit_status
 

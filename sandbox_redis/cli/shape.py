@@ -25,6 +25,11 @@ def write(value: Any) -> None:
     print(_json(value))
 
 
+def write_line(value: Any) -> None:
+    """Print a value as JSON in one line, at once."""
+    print(_json(value, indent=None), flush=True)
+
+
 def write_array(values: Iterable[Any]) -> None:
     """Print values as one array, each as soon as it is there. Where it ends too early it is not well-formed, so that a
     part is never taken for the whole.
@@ -37,10 +42,10 @@ def write_array(values: Iterable[Any]) -> None:
     print("[]" if between == "[" else "\n]")
 
 
-def _json(value: Any) -> str:
+def _json(value: Any, indent: int | None = _INDENT) -> str:
     """In ASCII unless the output is in UTF-8."""
     utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
-    return json.dumps(value, indent=_INDENT, ensure_ascii=not utf8)
+    return json.dumps(value, indent=indent, ensure_ascii=not utf8)
 
 
 def write_each(values: list[Any], *, asked: int) -> None:
@@ -72,13 +77,18 @@ def record(sandbox: Sandbox) -> dict[str, Any]:
     }
 
 
-def event(event: Event) -> dict[str, Any]:
+def removed(sandbox_id: str, *, was_there: bool = True) -> dict[str, Any]:
+    """What takes the place of a record that is gone."""
+    return {"id": sandbox_id, "removed": was_there}
+
+
+def event(event: Event, *, whole: bool = False) -> dict[str, Any]:
     """A change; `sandbox` is the record after it, null where that is gone. Its metadata is null where the event does
-    not have it.
+    not have it: `whole` ones do, as that of a listing does.
     """
     at_ns = text.nanoseconds(event.at)
     after = None if event.sandbox is None else record(event.sandbox)
-    if after and event.transition not in _WHOLE_EVENTS:
+    if after and not whole and event.transition not in _WHOLE_EVENTS:
         after["metadata"] = None
     return {
         "id": event.id,

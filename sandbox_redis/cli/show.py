@@ -6,9 +6,10 @@ a sandbox in ``columns.py``.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Final
 
 from sandbox_redis.cli import shape, text
@@ -40,6 +41,12 @@ def console(width: int | None = None) -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
+def can_redraw() -> bool:
+    """Whether standard output is a terminal whose cursor can be moved."""
+    out = console()
+    return sys.stdout is not None and sys.stdout.isatty() and out.is_terminal and not out.is_dumb_terminal
+
+
 def escape() -> Callable[[str], str]:
     """How a value is made fit for a cell of the output."""
     return text.visible if console().is_terminal else text.one_word
@@ -56,28 +63,125 @@ def table(
     rest = iter(rows)
     first = list(islice(rest, ROWS_MAX + 1))
     if not out.is_terminal or len(first) > ROWS_MAX:
-        _columns([*[headings] * headers, *first], rest)
+        lines = [*[headings] * headers, *first]
+        widths = _widths(lines)
+        for row in chain(lines, rest):
+            print(_line(row, widths))
         return
-    grid = _grid(headings, first, breakable, headers=headers)
-    if (excess := _width(out, grid) - out.width) > 0:
-        widths = {heading: max(map(len, cells)) for heading, *cells in zip(headings, *first, strict=True) if cells}
-        if _ID in widths:
-            width = max(_ID_WIDTH, widths[_ID] - excess)
-            excess -= max(0, widths[_ID] - width)
-            place = headings.index(_ID)
-            end = "..." if out.options.ascii_only else "…"
-            first = [(*row[:place], _shortened(row[place], width, end), *row[place + 1 :]) for row in first]
-            grid = _grid(headings, first, breakable, headers=headers)
-        if excess > sum(max(0, width - _BROKEN_WIDTH) for heading, width in widths.items() if heading in breakable):
-            out = console(_width(out, grid))  # the terminal breaks the lines
+    grid, excess = _fitted(out, headings, first, breakable, headers=headers)
+    columns = zip(headings, _widths(first), strict=False)  # without rows there are none
+    if excess > sum(max(0, width - _BROKEN_WIDTH) for heading, width in columns if heading in breakable):
+        out = console(_width(out, grid))  # the terminal breaks the lines
     out.print(grid)
 
 
-def _columns(first: Sequence[Sequence[str]], rest: Iterable[Sequence[str]]) -> None:
-    """Print rows in plain columns, which are as wide as the first ones need."""
-    widths = [max(map(len, column)) for column in zip(*first, strict=True)]
-    for row in chain(first, rest):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def screen(
+    words: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, more: int, headers: bool
+) -> list[str]:
+    """The lines of a terminal: words, a table, and how many more rows there are. Each row is one line: what can be
+    shortened is, and what is too long even so ends where the terminal does.
+    """
+    from rich.segment import Segment, Segments
+
+    out = console()
+    grid, excess = _fitted(out, headings, rows, (), headers=headers, shortened=sorted(BREAKABLE))
+    lines = console(out.width + max(0, excess)).render_lines(grid, pad=False)
+    with out.capture() as printed:
+        out.print(words, no_wrap=True, overflow="crop")
+        for line in lines:
+            out.print(Segments([*Segment.adjust_line_length(line, out.width, pad=False), Segment.line()]), end="")
+        if more:
+            out.print(f"{_ellipsis(out)} {more} more")
+    return printed.get().splitlines()
+
+
+class Lines:
+    """Rows that come one by one, each printed at once. The columns grow with what comes; on a terminal that is too
+    narrow, ids are shortened."""
+
+    def __init__(
+        self,
+        headings: Sequence[str],
+        rows: Sequence[Sequence[str]] = (),
+        *,
+        headers: bool = True,
+        least: Iterable[int] = repeat(0),
+    ) -> None:
+        """Print the rows that are there.
+
+        Args:
+            headings, headers: as for `table`.
+            rows: the first ones.
+            least: how wide the columns are at least.
+        """
+        self._out = console()
+        self._headings = headings
+        self._widths = _widths([headings, *rows], least)
+        for row in [*[headings] * headers, *rows]:
+            self.add(row)
+
+    def add(self, row: Sequence[str]) -> None:
+        """Print one more."""
+        self._widths = _widths([row], self._widths)
+        if not self._out.is_terminal:
+            print(_line(row, self._widths), flush=True)
+            return
+        from rich.text import Text
+
+        widths, excess = self._widths, sum(self._widths) + 2 * (len(row) - 1) - self._out.width
+        if excess > 0 and _ID in self._headings:
+            place = self._headings.index(_ID)
+            width = max(_ID_WIDTH, widths[place] - excess)
+            widths = [*widths[:place], width, *widths[place + 1 :]]
+            row = _with_short_cell(self._out, row, place, width)
+        cells = zip(self._headings, row, widths, strict=True)
+        line = Text("  ").join(Text(cell.ljust(width), _style(heading, cell)) for heading, cell, width in cells)
+        line.rstrip()
+        self._out.print(line, style="bold" if row == self._headings else None, soft_wrap=True)
+
+
+def _widths(rows: Sequence[Sequence[str]], least: Iterable[int] = repeat(0)) -> list[int]:
+    """How wide the columns of rows are."""
+    return [max(width, *map(len, column)) for column, width in zip(zip(*rows, strict=True), least, strict=False)]
+
+
+def _line(row: Sequence[str], widths: Iterable[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _fitted(
+    out: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    breakable: Container[str],
+    *,
+    headers: bool,
+    shortened: Iterable[str] = (),
+) -> tuple[Table, int]:
+    """A grid whose ids, and then whose columns that may be shortened, are as short as is needed; and by how much it is
+    still too wide."""
+    grid = _grid(headings, rows, breakable, headers=headers)
+    excess = _width(out, grid) - out.width
+    for heading in (_ID, *shortened):
+        if excess > 0 and rows and heading in headings:
+            place = headings.index(heading)
+            widest = _widths(rows)[place]
+            width = max(_ID_WIDTH if heading == _ID else _BROKEN_WIDTH, widest - excess)
+            rows = [_with_short_cell(out, row, place, width) for row in rows]
+            excess -= max(0, widest - width)
+    return _grid(headings, rows, breakable, headers=headers), excess
+
+
+def _with_short_cell(out: Console, row: Sequence[str], place: int, width: int) -> Sequence[str]:
+    """A row with at most so much in one place."""
+    cell, end = row[place], _ellipsis(out)
+    if len(cell) <= width:
+        return row
+    return [*row[:place], f"{cell[: width - len(end)]}{end}", *row[place + 1 :]]
+
+
+def _ellipsis(out: Console) -> str:
+    return "..." if out.options.ascii_only else "…"
 
 
 def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]], breakable: Container[str], *, headers: bool) -> Table:
@@ -96,12 +200,12 @@ def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]], breakable: Con
     for heading in headings:
         grid.add_column(Text(heading), no_wrap=heading not in breakable, overflow="fold")
     for row in rows:
-        styles = [
-            STATE_STYLES.get(cell.rpartition(" ")[2], "") if heading in _COLOURED else ""
-            for heading, cell in zip(headings, row, strict=True)
-        ]
-        grid.add_row(*map(Text, row, styles))
+        grid.add_row(*(Text(cell, _style(heading, cell)) for heading, cell in zip(headings, row, strict=True)))
     return grid
+
+
+def _style(heading: str, cell: str) -> str:
+    return STATE_STYLES.get(cell.rpartition(" ")[2], "") if heading in _COLOURED else ""
 
 
 def _width(out: Console, grid: Table) -> int:
@@ -109,22 +213,27 @@ def _width(out: Console, grid: Table) -> int:
     return out.measure(grid, options=out.options.update(max_width=10_000)).maximum
 
 
-def _shortened(value: str, width: int, end: str) -> str:
-    return value if len(value) <= width else f"{value[: width - len(end)]}{end}"
-
-
 def listing(sandboxes: Iterable[Sandbox], shown: Mapping[str, Cell], *, headers: bool = True) -> None:
     """Print sandboxes as rows, with these columns."""
     now = time.time_ns()
+    row = cells(shown)
+    table(fit_headings(shown), (row(sandbox, now) for sandbox in sandboxes), breakable=BREAKABLE, headers=headers)
+
+
+def fit_headings(shown: Iterable[str]) -> list[str]:
+    """The headings of columns; one may have any label in it."""
+    return list(map(escape(), shown))
+
+
+def cells(shown: Mapping[str, Cell]) -> Callable[[Sandbox, int], list[str]]:
+    """What makes the cells of a row of a sandbox, at a time in nanoseconds."""
     fit = escape()
     fits = [fit] * len(shown)
     if list(shown)[-1] == FREE_TEXT:  # what is made of words may have blanks in it where nothing stands behind it
         fits[-1] = text.visible
-    rows = (
-        [fit(cell(sandbox, now)) or text.NONE for fit, cell in zip(fits, shown.values(), strict=True)]
-        for sandbox in sandboxes
-    )
-    table([fit(heading) for heading in shown], rows, breakable=BREAKABLE, headers=headers)
+    return lambda sandbox, now: [
+        fit(cell(sandbox, now)) or text.NONE for fit, cell in zip(fits, shown.values(), strict=True)
+    ]
 
 
 def details(sandbox: Sandbox) -> None:

@@ -4,6 +4,7 @@ stands here, and nothing of the extra is imported.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,6 +26,8 @@ from sandbox_redis.errors import (
 )
 
 PROGRAM: Final = "sandbox-redis"
+SIGNALLED: Final = 128
+"""Plus the number of a signal: the exit status of what it ended, as a shell has it."""
 
 
 class ExitStatus(IntEnum):
@@ -42,8 +45,7 @@ class ExitStatus(IntEnum):
     BUG = 70  # EX_SOFTWARE of sysexits.h
     INPUT_OUTPUT = 74  # EX_IOERR: the output cannot be written, or a file cannot be read
     TIMED_OUT = 124  # as of timeout(1): what was waited for has not happened
-    INTERRUPTED = 130  # 128 + SIGINT, as of any program
-    BROKEN_PIPE = 141  # 128 + SIGPIPE, as of any program
+    BROKEN_PIPE = SIGNALLED + signal.SIGPIPE
 
 
 _REFUSALS: Final = (

@@ -11,15 +11,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from sandbox_redis.errors import InvalidArgumentError
-from sandbox_redis.record import Status, time_to_text
-from sandbox_redis.states import State
+from sandbox_redis.record import Event, Status, time_to_text
+from sandbox_redis.states import ABSENT, State
 
 NONE: Final = "-"
 """Stands where there is nothing, so that columns can be counted."""
+GONE: Final = "gone"
+"""Stands for the state of what was removed."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = 10**9  # nanoseconds
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+_SECONDS: Final = {unit: float(seconds) for seconds, unit in _UNITS} | {"ms": 0.001}
+_PARTS: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
+_DURATION: Final = re.compile(rf"(?:{_PARTS.pattern})+").fullmatch
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?").fullmatch
 _INSTANT = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|z|[+-]\d\d:\d\d)").fullmatch
 
 _COMMA: Final = re.compile(r"(?<!\\),").split
@@ -76,9 +82,19 @@ def nanoseconds(at: datetime) -> int:
     return (at - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
+def at(ns: int) -> datetime:
+    """The time so many nanoseconds since the Unix epoch, in UTC, to the microsecond."""
+    return _EPOCH + timedelta(microseconds=ns // 1000)
+
+
 def clock(at: datetime) -> str:
     """A time in UTC to the second."""
     return at.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def change(event: Event) -> str:
+    """From which state to which; three words everywhere, for ``awk``."""
+    return f"{event.before or ABSENT} -> {event.sandbox.status.state if event.sandbox else GONE}"
 
 
 def exit_words(status: Status) -> str:
@@ -109,8 +125,21 @@ def instant(argument: str, text: str | None) -> int | None:
     raise InvalidArgumentError(argument, text, "a time such as 2026-11-23T15:07:43.281389235Z is needed")
 
 
-def state(argument: str, text: str) -> State:
-    """The state that somebody names, in whichever case.
+def duration(argument: str, text: str) -> float:
+    """The seconds of a duration as `span` writes it, or of a plain number of them.
+
+    Raises:
+        InvalidArgumentError: it is none.
+    """
+    if _DURATION(text):
+        return sum(float(number) * _SECONDS[unit] for number, unit in _PARTS.findall(text))
+    if _NUMBER(text):
+        return float(text)
+    raise InvalidArgumentError(argument, text, "a duration such as 30s, 5m or 1h30m is needed")
+
+
+def state(argument: str, text: str, *besides: str) -> State:
+    """The state that somebody names, in whichever case; `besides` is what might have been named as well.
 
     Raises:
         InvalidArgumentError: there is no such state.
@@ -118,7 +147,7 @@ def state(argument: str, text: str) -> State:
     try:
         return State(text.upper())
     except ValueError:
-        raise InvalidArgumentError(argument, text, f"one of {', '.join(State)} is needed") from None
+        raise InvalidArgumentError(argument, text, f"one of {', '.join([*State, *besides])} is needed") from None
 
 
 def pieces(text: str) -> list[str]:
