@@ -133,27 +133,23 @@ def take(watch: Any, number: int) -> list[Event]:
 
 
 def told(watch: Any, marker: Any, sandbox_id: str | None = None) -> list[Event]:
-    """Everything that a watch has to tell by now.
-
-    Of several partitions one may come ahead of the others, and a reply may not hold all. So it is marked until two
-    marks in succession bring nothing else with them.
-    """
+    """Everything that a watch has to tell of what has happened by now."""
+    now = marker.page(limit=1).since.split(",")
     events: list[Event] = []
-    quiet = 0
-    while quiet < 2:
+    while True:
         mark = marker.create(sandbox_id=sandbox_id, node="n1", metadata=METADATA)
         marker.start(mark.id, pid=1)
         marker.remove(mark.id, force=True)
-        news = []
         for event in watch:
             if event.id == mark.id and place(event.revision) >= place(mark.revision):
                 break
-            news += [event] * (event.by != "mark")
+            events += [event] * (event.by != "mark")
         else:
             pytest.fail("the watch has ended")
-        quiet = 0 if news else quiet + 1
-        events += news
-    return events
+        # Of several partitions one may come ahead of the others, and a reply may not hold all.
+        places = event.cursor.split(",")
+        if sandbox_id or all(place(come) >= place(gone) for come, gone in zip(places, now, strict=True)):
+            return events
 
 
 def by_sandbox(events: Iterable[Event]) -> dict[str, list[Event]]:

@@ -19,7 +19,7 @@ _CURSOR: Final = re.compile(r"\d+-\d+(,\d+-\d+)*", re.ASCII).fullmatch
 _RULE: Final = "a cursor, a revision, a time such as 2026-11-23T15:07:43Z, or a duration such as 10m or 2h is needed"
 
 
-def place(argument: str, written: str) -> Place:
+def place(written: str) -> Place:
     """The place that somebody names; a duration is so long ago, by our clock.
 
     Raises:
@@ -29,18 +29,18 @@ def place(argument: str, written: str) -> Place:
         return written
     for read in (_time, _ago):
         try:
-            return read(argument, written)
+            return read(written)
         except (InvalidArgumentError, OverflowError):
             pass
-    raise InvalidArgumentError(argument, written, _RULE)
+    raise InvalidArgumentError("--since", written, _RULE)
 
 
-def _time(argument: str, written: str) -> datetime:
-    return text.at(text.instant(argument, written) or 0)
+def _time(written: str) -> datetime:
+    return text.at(text.instant("--since", written) or 0)
 
 
-def _ago(argument: str, written: str) -> datetime:
-    return datetime.now(UTC) - timedelta(seconds=text.duration(argument, written))
+def _ago(written: str) -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=text.duration("--since", written))
 
 
 class CursorFile:

@@ -63,9 +63,9 @@ def watch(
     if listed := bool(chosen["labels"]) or which.namespace is not None:
         for option, value in (("--since", since), ("--cursor-file", cursor_file)):
             if value is not None:
-                rule = "with --selector or --namespace it begins now: events of before do not tell what these were"
+                rule = "with --selector or --namespace it begins now: older events tell no labels and no namespace"
                 raise InvalidArgumentError(option, str(value), rule)
-    begin = place("--since", since) if since is not None else file.read() if file else None
+    begin = place(since) if since is not None else file.read() if file else None
     if sandbox_id is not None:
         with where.store() as store:
             (sandbox_id,) = ids.whole(store, [sandbox_id], exact=exact)
@@ -131,15 +131,11 @@ def _teller(form: Form, *, headers: bool, whole: bool) -> Callable[[Event], None
 
 
 def _cells(event: Event, fit: Callable[[str], str]) -> tuple[str, ...]:
-    after = event.sandbox
-    runs = after is not None and after.status.state is not State.NOTREADY
-    return (
-        text.clock(event.at),
-        fit(event.id),
-        fit(event.transition),
-        text.change(event),
-        fit(after.node) if after else "",
-        str(after.status.pid or "") if after and runs else "",
-        str(after.status.exit_status) if after and after.status.exited_at_ns else "",
-        fit(event.by),
-    )
+    node = pid = exit_status = ""
+    if after := event.sandbox:
+        status = after.status
+        node = fit(after.node)
+        pid = str(status.pid or "") if status.state is not State.NOTREADY else ""
+        exit_status = str(status.exit_status) if status.exited_at_ns else ""
+    change = text.change(event)
+    return text.clock(event.at), fit(event.id), fit(event.transition), change, node, pid, exit_status, fit(event.by)
