@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, Self
 
 from sandbox_redis import checks
 from sandbox_redis.aio_driver import Line, play
-from sandbox_redis.errors import WaitTimeoutError
 from sandbox_redis.exchange import PAUSE_FIRST
 from sandbox_redis.mirror import PAUSE_MAX, OnChangeT
 from sandbox_redis.mirroring import Change, Mirroring
@@ -59,15 +58,14 @@ class AsyncMirror:
 
     async def wait_for(self, revision: Sandbox | str, *, timeout: float | None = None) -> None:
         """Same as `Mirror.wait_for`."""
-        partition, wanted, sandbox_id = self._core.place_of(revision)
         seconds = self._timeout if timeout is None else checks.seconds("timeout", timeout)
         try:
             async with asyncio.timeout(seconds):
-                while not self._core.reached(partition, wanted, sandbox_id):
+                while not self._core.reached(revision):
                     self._moved.clear()
                     await self._moved.wait()
         except TimeoutError:
-            raise WaitTimeoutError(sandbox_id, seconds, f"in the mirror as of {wanted}") from None
+            raise self._core.too_late(revision, seconds) from None
 
     @property
     def synced(self) -> bool:

@@ -171,10 +171,12 @@ class WaitTimeoutError(SandboxError, TimeoutError):
     """What was waited for has not happened in time. Nothing is wrong with the store."""
 
     id: str
+    """Empty when a mirror was waited for with a revision alone."""
     seconds: float
 
     def __init__(self, id: str, seconds: float, wanted: str) -> None:
-        super().__init__(f"sandbox {id!r} was not {wanted} within {seconds:g} s", id=id, seconds=seconds)
+        what = f"sandbox {id!r}" if id else "the store"
+        super().__init__(f"{what} was not {wanted} within {seconds:g} s", id=id, seconds=seconds)
 
 
 class CompactedError(SandboxError):

@@ -27,7 +27,7 @@ HEARTBEAT: Final = (
     1.0  # seconds; an idle server answers after so long, which proves that it and the way to it are there
 )
 EVENTS_MAX: Final = 1000  # events in one reply: what a follower that stops reading costs the server, at most
-_PLACE = re.compile(r"(\d{1,20})-(\d{1,20})").fullmatch
+_PLACE = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII).fullmatch
 
 
 class Entry(NamedTuple):
@@ -69,6 +69,8 @@ class Follower:
         self._checked = 0.0
         self._checking = False
         self._doubtful: list[Entry] = []
+        self.behind = False
+        """Whether the server had more to tell than it was asked for, when it was asked last."""
 
     @property
     def cursor(self) -> str:
@@ -100,6 +102,7 @@ class Follower:
             return entries
         found, *rest = replies
         entries = []
+        self.behind = False
         for key, events in found or ():
             partition = self._streams[key.decode()]
             entries += [Entry(partition, revision.decode(), _in_order(flat)) for revision, flat in events]
@@ -107,12 +110,16 @@ class Follower:
             # as it takes at a time.
             if len(events) >= min(self._count, self._maxlen):
                 self._doubtful = entries
+                self.behind = True
         if self._meta is not None and rest.pop(0):
             self._meta, self._doubtful = None, []
             raise LaidOut
         if self._checking:
             self._check(self._anchors, rest, live=True)
             self._anchors, self._checked = dict(self.places), time.monotonic()
+        for entry in entries:
+            if self._anchors[entry.partition] == NOTHING:  # which would be found in a flushed stream as well
+                self._anchors[entry.partition] = entry.revision
         return [] if self._doubtful else entries
 
     def attach(self) -> tuple[Command, ...]:
@@ -184,8 +191,9 @@ def _parsed(since: str, layout: Keys, only: int | None) -> dict[int, str]:
     raise InvalidArgumentError("since", since, rule)
 
 
-def _is_place(text: str) -> bool:
-    return _PLACE(text) is not None and max(place(text)) < 2**64
+def is_place(text: object) -> bool:
+    """Whether it can be a revision, or the cursor of one partition."""
+    return isinstance(text, str) and _PLACE(text) is not None and max(place(text)) < 2**64
 
 
 def check_since(since: str | datetime | None) -> None:
@@ -193,5 +201,5 @@ def check_since(since: str | datetime | None) -> None:
     if isinstance(since, datetime):
         if since.tzinfo is None:
             raise InvalidArgumentError("since", since, "a time with a time zone is needed")
-    elif since is not None and not (isinstance(since, str) and all(map(_is_place, since.split(",")))):
+    elif since is not None and not (isinstance(since, str) and all(map(is_place, since.split(",")))):
         raise InvalidArgumentError("since", since, "a cursor, a revision, a time, or None for now is needed")

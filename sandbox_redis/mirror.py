@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from sandbox_redis import checks
 from sandbox_redis.driver import Line, play
-from sandbox_redis.errors import CompactedError, WaitTimeoutError
+from sandbox_redis.errors import CompactedError
 from sandbox_redis.exchange import PAUSE_FIRST
 from sandbox_redis.mirroring import Change, Mirroring, OnChange
 from sandbox_redis.record import Sandbox
@@ -59,6 +59,7 @@ class Mirror:
         self._lock = threading.Lock()  # held by whoever takes in what has come
         self._pid = os.getpid()
         self._waker, self._alarm = socket.socketpair()
+        self._alarm.setblocking(False)  # a waker that nobody looks at may be full: one alarm is as good as many
         self._queue: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._dispatcher: threading.Thread | None = None
         try:
@@ -114,15 +115,16 @@ class Mirror:
         Raises:
             WaitTimeoutError: it has not come in time.
         """
-        partition, wanted, sandbox_id = self._core.place_of(revision)
         seconds = self._timeout if timeout is None else checks.seconds("timeout", timeout)
         end = time.monotonic() + seconds
-        while not self._core.reached(partition, wanted, sandbox_id):
+        while not self._core.reached(revision):
             left = end - time.monotonic()
             if left <= 0:
-                raise WaitTimeoutError(sandbox_id, seconds, f"in the mirror as of {wanted}")
-            if (tail := self._tail) is None or not tail.blocks or not tail.ready(min(left, BUSY) * 1000):
-                time.sleep(PAUSE_FIRST)
+                raise self._core.too_late(revision, seconds)
+            if (tail := self._tail) is None:
+                time.sleep(min(left, PAUSE_FIRST))
+            else:
+                tail.wait(min(left, BUSY))
             self._drain()
 
     @property
@@ -177,9 +179,10 @@ class Mirror:
     def _drain(self) -> None:
         """Take in what has come, without waiting; when another thread is at it, its work will do."""
         self._drained = time.monotonic()
-        if (tail := self._tail) is not None and tail.ready(0) and self._lock.acquire(blocking=False):
+        if self._tail is not None and self._lock.acquire(blocking=False):
             try:
-                self._take()
+                if (tail := self._tail) is not None and tail.ready():
+                    self._take()
             finally:
                 self._lock.release()
 
@@ -276,7 +279,7 @@ class Mirror:
             self._waker.recv(64)
 
     def _wake(self) -> None:
-        with suppress(OSError):  # it is closed
+        with suppress(OSError):  # it is closed, or full
             self._alarm.send(b"!")
 
     def _dispatch(self) -> None:

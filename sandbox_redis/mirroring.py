@@ -11,8 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sandbox_redis import checks
-from sandbox_redis.errors import InvalidArgumentError, NotFoundError, SandboxError, StoreUnavailableError
-from sandbox_redis.follow import HEARTBEAT, place
+from sandbox_redis.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    SandboxError,
+    StoreUnavailableError,
+    WaitTimeoutError,
+)
+from sandbox_redis.follow import HEARTBEAT, is_place, place
+from sandbox_redis.keys import Keys
 from sandbox_redis.picture import Picture, draw, is_as_of
 from sandbox_redis.record import Sandbox
 from sandbox_redis.selection import ALL, LISTED, Selection, one_state, selection
@@ -22,6 +29,7 @@ from sandbox_redis.watching import Feed, refusal_in
 from sandbox_redis.wire import Closed, Command, Failure, LaidOut, Op
 
 STALE: Final = 3  # heartbeats without a word make a mirror stale; one may be late on a busy machine
+TICK: Final = 0.1  # seconds: servers look at their clock so often, so a heartbeat takes that much longer
 Change = tuple[Sandbox | None, Sandbox | None]
 _log: Final = logging.getLogger("sandbox_redis")
 OnChange = Callable[[Sandbox | None, Sandbox | None], object]
@@ -37,11 +45,13 @@ class Mirroring:
         self.feed: Feed | None = None
         """What it follows; None before the first listing, and when another one is needed."""
         self.attached = False
+        self._laid_out = False  # since the last listing, which has found no store
         self.callbacks: list[OnChange] = []
         self._session = session
         self._wanted = wanted
         self._listed = wanted.states if chosen else LISTED
         self._picture: Picture | None = None
+        self._layout: Keys | None = None  # as it was at the last listing
         self._proven = -math.inf  # the time, by our clock, from which the server has told everything
 
     # -- keeping current
@@ -52,6 +62,11 @@ class Mirroring:
         if self.feed is None:
             changes = yield from self._redraw()
         assert self.feed is not None
+        if self._laid_out:
+            yield from self.feed.relay()
+            self._layout = self.feed.layout
+            self._picture, self._laid_out = Picture(self._layout, self._wanted), False
+            self.sandboxes = self._picture.sandboxes
         yield from self.feed.attach()
         self.attached = True
         return changes
@@ -61,8 +76,9 @@ class Mirroring:
         layout = yield from self._session.open(self._session.deadline(None), write=False)
         picture, follower = yield from draw(self._session, layout, self._wanted, self._session.deadline(None))
         before, self._picture = self._picture, picture
+        self._laid_out = False
         self.sandboxes = picture.sandboxes
-        self.feed = Feed(self._session, layout, follower, math.inf)
+        self.feed, self._layout = Feed(self._session, layout, follower, math.inf), layout
         self._proven = started
         if before is None or not self.callbacks:
             return []
@@ -90,18 +106,20 @@ class Mirroring:
         entries = follower.take(replies)
         changes = []
         for entry in entries:
-            follower.places[entry.partition] = entry.revision
             sandbox_id = entry.flat[1].decode(errors="backslashreplace")
             before = picture.sandboxes.get(sandbox_id)
             if picture.take(entry) is not None and self.callbacks:
                 changes.append(self._change(before, picture.sandboxes.get(sandbox_id)))
-        # A server that had nothing to tell has waited for the whole heartbeat.
-        self._proven = max(self._proven, sent + (self.heartbeat if blocked and not entries else 0.0))
+            follower.places[entry.partition] = entry.revision  # at last: who waits for it reads what it has left
+        if not follower.behind:
+            # A server that had nothing to tell has waited for the whole heartbeat.
+            self._proven = max(self._proven, sent + (self.heartbeat if blocked and not entries else 0.0))
         return [change for change in changes if change]
 
     def lost(self, error: Exception) -> None:
         """The connection is of no use any more. What is not an outage makes it list again: there is a gap, or worse."""
-        outage = isinstance(error, (Failure, StoreUnavailableError, Closed))
+        outage = isinstance(error, (Failure, StoreUnavailableError, Closed, LaidOut))
+        self._laid_out |= isinstance(error, LaidOut)
         if not isinstance(error, (Closed, LaidOut)):
             expected = isinstance(error, (Failure, SandboxError))
             level = logging.WARNING if self.attached or not expected else logging.DEBUG
@@ -133,11 +151,11 @@ class Mirroring:
     @property
     def stale(self) -> bool:
         """Whether it may have missed something: it is not synced, or has not heard from the server for long."""
-        return not self.synced or self.age > STALE * self.heartbeat
+        return not self.synced or self.age > STALE * (self.heartbeat + TICK)
 
     def get(self, sandbox_id: str) -> Sandbox:
         """The sandbox; raises `NotFoundError`."""
-        sandbox = self.sandboxes.get(sandbox_id)
+        sandbox = self.sandboxes.get(sandbox_id) if isinstance(sandbox_id, str) else None
         if sandbox is None or not self._wanted.shows(sandbox):
             checks.sandbox_id(sandbox_id)
             raise NotFoundError(sandbox_id)
@@ -149,46 +167,47 @@ class Mirroring:
         node: str | None,
         labels: Mapping[str, str] | None,
         namespace: str | None,
-    ) -> list[Sandbox]:
+    ) -> Sequence[Sandbox]:
         """The sandboxes that fit, in the order of their ids."""
         chosen = selection(states=states, node=node, labels=labels, namespace=namespace, default=self._listed)
-        found = [each for each in tuple(self.sandboxes.values()) if chosen.shows(each) and self._wanted.shows(each)]
-        if node is not None or labels or namespace is not None:
-            found = [sandbox for sandbox in found if chosen.fits(sandbox)]
-        return sorted(found, key=lambda sandbox: sandbox.id)
+        return sorted(self._chosen(chosen), key=lambda sandbox: sandbox.id)
 
     def count(self, state: State | None, node: str | None) -> int:
-        """How many sandboxes there are."""
-        states = self._listed if state is None else frozenset((one_state("state", state),))
-        states &= self._wanted.states
-        everything = tuple(self.sandboxes.values())
-        return sum(each.status.state in states and (node is None or each.node == node) for each in everything)
+        """How many sandboxes `list` would give."""
+        states = None if state is None else (one_state("state", state),)
+        return len(self._chosen(selection(states=states, node=node, default=self._listed)))
 
-    def reached(self, partition: int, revision: str, sandbox_id: str) -> bool:
-        """Whether it knows what happened in a partition up to a revision."""
+    def _chosen(self, chosen: Selection) -> Sequence[Sandbox]:
+        shown = (each for each in tuple(self.sandboxes.values()) if self._wanted.shows(each) and chosen.shows(each))
+        picky = chosen.node is not None or chosen.labels or chosen.namespace is not None
+        return [each for each in shown if chosen.fits(each)] if picky else list(shown)
+
+    def reached(self, what: Sandbox | str) -> bool:
+        """Whether it knows of a write, given as what that returned.
+
+        Raises:
+            InvalidArgumentError: it is nothing that can be waited for.
+        """
+        revision = what.revision if isinstance(what, Sandbox) else what
+        if not is_place(revision):
+            raise InvalidArgumentError("revision", what, "a revision, or a sandbox with one, is needed")
+        if self._layout is not None and self._layout.partitions > 1 and not isinstance(what, Sandbox):
+            rule = "the sandbox as the write returned it is needed, in a store with several partitions"
+            raise InvalidArgumentError("revision", what, rule)
         if self.feed is None:
             return False
-        known = self.sandboxes.get(sandbox_id)
-        newest = self.feed.follower.places[partition]
-        return place(newest) >= place(revision) or (known is not None and is_as_of(known, revision))
-
-    def place_of(self, what: Sandbox | str) -> tuple[int, str, str]:
-        """The partition, the revision and the sandbox that `wait_for` is to wait for."""
-        layout = None if self.feed is None else self.feed.layout
-        revision = what.revision if isinstance(what, Sandbox) else what
-        try:
-            place(revision)
-        except (AttributeError, ValueError):
-            raise InvalidArgumentError("revision", what, "a revision, or a sandbox with one, is needed") from None
-        if layout is None:
-            return 0, revision, ""
+        partition = 0
         if isinstance(what, Sandbox):
-            return layout.partition(what.id), revision, what.id
-        if layout.partitions > 1:
-            raise InvalidArgumentError(
-                "revision", what, "the sandbox as the write returned it is needed, in a store with several partitions"
-            )
-        return 0, revision, ""
+            known = self.sandboxes.get(what.id)
+            if known is not None and is_as_of(known, revision):
+                return True
+            partition = self.feed.layout.partition(what.id)
+        return place(self.feed.follower.places[partition]) >= place(revision)
+
+    def too_late(self, what: Sandbox | str, seconds: float) -> WaitTimeoutError:
+        """What to raise when a write was not `reached` in time."""
+        sandbox_id, revision = (what.id, what.revision) if isinstance(what, Sandbox) else ("", what)
+        return WaitTimeoutError(sandbox_id, seconds, f"in the mirror as of {revision}")
 
 
 def mirrored(

@@ -69,7 +69,7 @@ class Picture:
         for partition, newest in tuple(self._ends.items()):
             if place(places[partition]) < place(newest):
                 return False
-            del self._ends[partition]
+            self._ends.pop(partition, None)  # another thread may look at the same time
         return True
 
 

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import select
 import ssl
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import hiredis
@@ -17,11 +20,12 @@ from sandbox_redis.lane import Lane, Leased
 from sandbox_redis.wire import Command
 
 _NOT_YET = (BlockingIOError, ssl.SSLWantReadError)
+_POLLED = 0.01  # seconds
 _SIZE = 1 << 16
 
 
 class Tail:
-    """A connection with one packet under way. For one thread at a time."""
+    """A connection with one packet under way. For one thread at a time, but to wait."""
 
     blocks = True
     """Whether the server may wait before it answers."""
@@ -34,8 +38,8 @@ class Tail:
         self._reader = hiredis.Reader(protocolError=ConnectionError, replyError=ReplyError)
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        self.ready = poll.poll
-        """Whether there is something to receive; takes the milliseconds to wait for it."""
+        self.ready = partial(poll.poll, 0)
+        """Whether there is something to receive."""
         self._missing = 0
         self._replies: list[Any] = []
 
@@ -43,6 +47,13 @@ class Tail:
         """For select."""
         number: int = self._socket.fileno()
         return number
+
+    def wait(self, seconds: float) -> None:
+        """Wait for something to receive; any number of threads may."""
+        poll = select.poll()
+        with suppress(ValueError):  # another thread has closed it
+            poll.register(self._socket, select.POLLIN)
+            poll.poll(seconds * 1000)
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send the next packet; the one before has been answered.
@@ -97,9 +108,13 @@ class PolledTail:
         self._leased = leased
         self._commands: Sequence[Command] = ()
 
-    def ready(self, milliseconds: float) -> bool:
+    def ready(self) -> bool:
         """As `Tail.ready`."""
         return True
+
+    def wait(self, seconds: float) -> None:
+        """As `Tail.wait`."""
+        time.sleep(min(seconds, _POLLED))
 
     def fileno(self) -> int:
         """As `Tail.fileno`."""

@@ -60,8 +60,7 @@ class Feed:
             yield from self.bridge(error)
             return []
         except LaidOut:
-            layout = yield from self._session.open(self._session.deadline(None), write=False)
-            self._relay(layout)
+            yield from self.relay()
             return []
         except GeneratorExit:  # whoever waited was interrupted, and the connection is gone
             self._attached = False
@@ -84,8 +83,9 @@ class Feed:
             except Failure as failure:
                 yield from self._session.exchange.again(deadline, failure)
 
-    def _relay(self, layout: Keys) -> None:
+    def relay(self) -> Op[None]:
         """The store did not exist: in partitions that nobody has looked at, everything is new."""
+        layout = yield from self._session.open(self._session.deadline(None), write=False)
         known = self.follower.places
         partitions = range(layout.partitions) if self._only is None else [layout.partition(self._only)]
         self.follower = Follower(self._session, layout, {p: known.get(p, NOTHING) for p in partitions})

@@ -1047,7 +1047,7 @@ def test_any_number_of_threads_may_read(backend, flavour, store, mirror):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(9) as pool:
             reading = [pool.submit(read) for _ in range(6)]
             try:
                 for i in range(30):
