@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,12 +22,36 @@ class Line:
     def __init__(self) -> None:
         self.held: AsyncLeased | None = None
         self.closed = False
+        self._under_way: asyncio.Future[Any] | None = None
 
     async def close(self) -> None:
         """End what is under way, at once."""
         self.closed = True
+        if self._under_way is not None:
+            self._under_way.cancel()
         if (held := self.held) is not None:
             await held.connection.disconnect(nowait=True)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, but not when closed."""
+        await self.until(asyncio.sleep(seconds))
+
+    async def until(self, work: Awaitable[T]) -> T:
+        """What `work` gives; it is cancelled when this is closed.
+
+        Raises:
+            Closed: it was.
+        """
+        self._under_way = future = asyncio.ensure_future(work)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.closed and task is not None and not task.cancelling():
+                raise Closed from None
+            raise
+        finally:
+            self._under_way = None
 
 
 async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
@@ -45,7 +70,8 @@ async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
             try:
                 if isinstance(request, Send):
                     if request.lease is Lease.ANY:
-                        reply = await lane.submit(request.key, request.commands, request.timeout)
+                        answer = lane.submit(request.key, request.commands, request.timeout)
+                        reply = await (answer if line is None else line.until(answer))
                         continue
                     if held is None:
                         if request.lease is Lease.OWN:
@@ -56,19 +82,21 @@ async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
                             held = await lane.lease(request.key, request.timeout)
                     if line is not None:
                         line.held = held
+                        if not held.connection.is_connected:
+                            await line.until(lane.connect(held, request.timeout))
                     reply = await lane.exchange(held, request.commands, request.timeout)
                     if request.lease is Lease.LAST:
                         lane.give_back(held)
                         held = None
                 elif isinstance(request, SendAll):
-                    await _send_all(lane, request)
+                    await (_send_all(lane, request) if line is None else line.until(_send_all(lane, request)))
                     reply = None
                 else:
                     if held is not None:
                         await held.connection.disconnect(nowait=True)
                         lane.give_back(held)
                         held = None
-                    await asyncio.sleep(request.seconds)
+                    await (asyncio.sleep if line is None else line.sleep)(request.seconds)
                     reply = None
             except Failure as failure:
                 reply = failure

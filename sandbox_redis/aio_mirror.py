@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Self
 
 from sandbox_redis import checks
 from sandbox_redis.aio_driver import Line, play
-from sandbox_redis.exchange import PAUSE_FIRST
-from sandbox_redis.mirror import PAUSE_MAX, OnChangeT
-from sandbox_redis.mirroring import Change, Mirroring
+from sandbox_redis.mirror import OnChangeT
+from sandbox_redis.mirroring import Mirroring
 from sandbox_redis.record import Sandbox
 from sandbox_redis.states import State
 from sandbox_redis.wire import Closed
@@ -101,20 +99,20 @@ class AsyncMirror:
         await self.aclose()
 
     async def _keep(self) -> None:
-        pause = PAUSE_FIRST
         while True:
             try:
                 if not self._core.attached:
-                    self._tell(await play(self._lane, self._core.attach(), self._line))
+                    try:
+                        await play(self._lane, self._core.attach(), self._line)
+                    finally:
+                        self._tell()
                     _log.info("a mirror is connected again")
                 await self._follow()
             except Closed:
                 return
             except Exception as error:  # whatever it is, the mirror is stale until an attempt succeeds
-                pause = PAUSE_FIRST if self._core.attached else pause
                 self._core.lost(error)
-                await asyncio.sleep(random.uniform(pause / 2, pause))
-                pause = min(pause * 2, PAUSE_MAX)
+            await asyncio.sleep(self._core.pause())
 
     async def _follow(self) -> None:
         held = self._line.held
@@ -123,11 +121,13 @@ class AsyncMirror:
             sent = time.monotonic()
             packet = self._core.packet()
             replies = await self._lane.exchange(held, packet, self._core.heartbeat + self._timeout)
-            self._tell(self._core.take(replies, sent))
-            self._moved.set()
+            self._core.take(replies, sent)
+            self._tell()
 
-    def _tell(self, changes: Sequence[Change]) -> None:
-        for change in changes:
+    def _tell(self) -> None:
+        self._moved.set()
+        while self._core.changes:
+            change = self._core.changes.popleft()
             for callback in tuple(self._core.callbacks):
                 try:
                     callback(*change)

@@ -4,42 +4,20 @@ stands elsewhere; connections stand in ``lane.py``.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sandbox_redis.in_step import CHUNK
-from sandbox_redis.wire import Closed, Failure, Lease, Op, Send, SendAll, Sleep, Unsent
+from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Sleep, Unsent
 
 if TYPE_CHECKING:
     from sandbox_redis.lane import Lane, Leased
+    from sandbox_redis.line import Line
 
 T = TypeVar("T")
-
-
-class Line:
-    """Keeps the connection of an operation for the next one, and can be closed by another thread at any time."""
-
-    def __init__(self) -> None:
-        self.held: Leased | None = None
-        self.closed = threading.Event()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, but not when closed."""
-        self.closed.wait(seconds)
-
-    def check(self) -> None:
-        """Raises `Closed` when it is."""
-        if self.closed.is_set():
-            raise Closed
-
-    def close(self) -> None:
-        """End what is under way, at once."""
-        self.closed.set()
-        if (held := self.held) is not None:
-            held.interrupt()
 
 
 def play(lane: Lane, op: Op[T], reply: Any = None, line: Line | None = None) -> T:
@@ -66,11 +44,9 @@ def play(lane: Lane, op: Op[T], reply: Any = None, line: Line | None = None) -> 
                 else:
                     reply = Unsent(lane.address, "the connection of this transaction was lost")
                     continue
-                if line is not None and request.lease is not Lease.ANY:
-                    line.held = leased
-                    line.check()  # who closes it sets the mark first, and then looks for the connection
+                exchange = lane.exchange if line is None else partial(line.exchange, lane)
                 try:
-                    reply = lane.exchange(leased, request.commands, request.timeout)
+                    reply = exchange(leased, request.commands, request.timeout)
                 except Failure as failure:
                     reply = failure
                     continue
@@ -79,21 +55,19 @@ def play(lane: Lane, op: Op[T], reply: Any = None, line: Line | None = None) -> 
                 else:
                     lane.give_back(leased)
             elif isinstance(request, SendAll):
-                _Sent(lane, request).receive()
+                _Sent(lane, request, line).receive()
                 reply = None
             else:
                 if held is not None:
                     held.connection.disconnect()
                     held = None
-                (line.sleep if line else time.sleep)(request.seconds)
+                (line.closed.wait if line else time.sleep)(request.seconds)
                 reply = None
     finally:
-        if line is not None and not line.closed.is_set():
-            line.held = held
-        else:
-            for left in (held, None if line is None else line.held):
-                if left is not None:
-                    left.connection.disconnect()  # it may still WATCH
+        if line is not None:
+            line.keep(held)
+        elif held is not None:
+            held.connection.disconnect()  # it may still WATCH
 
 
 class Ahead(Generic[T]):
@@ -134,8 +108,9 @@ class Ahead(Generic[T]):
 class _Sent:
     """One packet after the other on one connection, then all replies: the server is at work meanwhile."""
 
-    def __init__(self, lane: Lane, request: SendAll) -> None:
+    def __init__(self, lane: Lane, request: SendAll, line: Line | None = None) -> None:
         self._lane = lane
+        self._line = line
         self._request = request
         self._leased: Leased | None = None
         self._sent: deque[Send] = deque()
@@ -143,7 +118,10 @@ class _Sent:
         try:
             while chunk := list(islice(request.sends, CHUNK)):
                 self._sent.extend(chunk)
-                self._leased = self._leased or lane.lease(chunk[0].key)
+                if self._leased is None:
+                    self._leased = lane.lease(chunk[0].key)
+                    if line is not None:
+                        line.begin(lane, self._leased, chunk[0].timeout)
                 lane.send(self._leased, [command for send in chunk for command in send.commands], chunk[0].timeout)
         except Failure as failure:
             self._failure = failure
@@ -166,6 +144,9 @@ class _Sent:
         except BaseException:
             self.abandon()
             raise
+        finally:
+            if self._line is not None:
+                self._line.end()
         if (gone := self._failure) is not None:
             unsent = Unsent(gone.address, gone.reason, gone.code)
             for each in [gone] * len(self._sent) + [unsent for _ in self._request.sends]:

@@ -62,6 +62,7 @@ class Follower:
         self.key = layout.events(next(iter(places)))
         """The packets go to the server that holds it."""
         self._streams = {layout.events(partition): partition for partition in places}
+        self._forget = session.forget
         self._meta = None if session.is_laid_out() else meta(session.prefix)
         self._maxlen = session.maxlen
         self._count = max(EVENTS_MAX // len(places), 10)
@@ -147,6 +148,7 @@ class Follower:
             trimmed = length >= self._maxlen  # an approximate trim never goes below it
             there = not trimmed if revision == NOTHING else bool(found) and found[0][0].decode() == revision
             if not there and (not trimmed or not found):
+                self._forget()  # it may be laid out anew
                 raise StoreRolledBackError(self.cursor)
             if not there and not live:
                 raise CompactedError(self.cursor)

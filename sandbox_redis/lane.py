@@ -72,8 +72,7 @@ class Lane:
     def send(self, leased: Leased, commands: Sequence[Command], timeout: float) -> None:
         """Send commands in one packet; `timeout` is for their replies, too. Raises as `exchange`."""
         connection = leased.connection
-        if not connection.is_connected:
-            self._connect(leased, timeout)
+        self.connect(leased, timeout)
         leased.set_timeout(timeout)
         try:
             connection.send_packed_command(pack(commands), check_health=False)
@@ -95,8 +94,11 @@ class Lane:
             connection.disconnect()
             raise
 
-    def _connect(self, leased: Leased, timeout: float) -> None:
+    def connect(self, leased: Leased, timeout: float) -> None:
+        """Connect, if it is not. Raises as `exchange`."""
         connection = leased.connection
+        if connection.is_connected:
+            return
         connection.socket_connect_timeout = connection.socket_timeout = leased.timeout = timeout
         greeting = self.endpoint.greeting
         try:
@@ -148,7 +150,8 @@ class Leased:
     def interrupt(self) -> None:
         """End what another thread does with it, at once."""
         with suppress(AttributeError, OSError):  # it is not connected, or it is fakeredis, or already closed
-            self.connection._sock.shutdown(socket.SHUT_RDWR)  # noqa: SLF001 - there is no public way to its socket
+            if self.connection.pid == os.getpid():  # in the child of a fork it is the parent's
+                self.connection._sock.shutdown(socket.SHUT_RDWR)  # noqa: SLF001 - there is no public way to its socket
 
     def set_timeout(self, timeout: float) -> None:
         """Give the socket this timeout, for writing and reading."""

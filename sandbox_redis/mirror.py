@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import random
 import select
 import socket
 import threading
@@ -19,9 +18,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from sandbox_redis import checks
-from sandbox_redis.driver import Line, play
+from sandbox_redis.driver import play
 from sandbox_redis.errors import CompactedError
 from sandbox_redis.exchange import PAUSE_FIRST
+from sandbox_redis.line import Line
 from sandbox_redis.mirroring import Change, Mirroring, OnChange
 from sandbox_redis.record import Sandbox
 from sandbox_redis.states import State
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 OnChangeT = TypeVar("OnChangeT", bound=OnChange)
 
 BUSY: Final = 0.01  # seconds; while somebody reads more often, the mirror's own thread keeps out of the way
-PAUSE_MAX: Final = 1.0  # seconds between two attempts to reach the server again
 _log: Final = logging.getLogger("sandbox_redis")
 
 
@@ -192,14 +191,17 @@ class Mirror:
             return
         try:
             while (replies := tail.receive()) is not None:
-                changes = self._core.take(replies, self._sent, blocked=tail.blocks)
+                self._core.take(replies, self._sent, blocked=tail.blocks)
+                self._pass_on()
                 self._ask(tail)
-                for change in changes:
-                    self._queue.put(change)
                 if not tail.blocks:
                     break
         except (Failure, CompactedError, LaidOut) as error:
             self._lose(error)
+
+    def _pass_on(self) -> None:
+        while self._core.changes:
+            self._queue.put(self._core.changes.popleft())
 
     def _ask(self, tail: Tail | PolledTail) -> None:
         self._sent = time.monotonic()
@@ -216,32 +218,30 @@ class Mirror:
     def _connect(self) -> None:
         from sandbox_redis.tail import tail  # here, because importing redis takes 0.5 s
 
-        changes = play(self._lane, self._core.attach(), line=self._line)
+        try:
+            play(self._lane, self._core.attach(), line=self._line)
+        finally:
+            self._pass_on()
         held, self._line.held = self._line.held, None
         assert held is not None
         with self._lock:
             made = tail(self._lane, held)
             self._ask(made)
             self._tail = made
-            for change in changes:
-                self._queue.put(change)
 
     def _keep(self) -> None:
-        pause = PAUSE_FIRST
         while not self._line.closed.is_set():
             try:
                 if self._tail is None:
                     self._connect()
                     _log.info("a mirror is connected again")
                 self._stand_by()
-                pause = PAUSE_FIRST
             except Closed:
                 break
             except Exception as error:  # whatever it is, the mirror is stale until an attempt succeeds
                 with self._lock:
                     self._lose(error)
-                self._line.closed.wait(random.uniform(pause / 2, pause))
-                pause = min(pause * 2, PAUSE_MAX)
+            self._line.closed.wait(self._core.pause())
         with self._lock:
             if self._tail is not None:
                 self._tail.close()

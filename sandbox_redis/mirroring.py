@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -18,6 +20,7 @@ from sandbox_redis.errors import (
     StoreUnavailableError,
     WaitTimeoutError,
 )
+from sandbox_redis.exchange import PAUSE_FIRST
 from sandbox_redis.follow import HEARTBEAT, is_place, place
 from sandbox_redis.keys import Keys
 from sandbox_redis.picture import Picture, draw, is_as_of
@@ -28,6 +31,7 @@ from sandbox_redis.states import State
 from sandbox_redis.watching import Feed, refusal_in
 from sandbox_redis.wire import Closed, Command, Failure, LaidOut, Op
 
+PAUSE_MAX: Final = 1.0  # seconds between two attempts to reach the server again
 STALE: Final = 3  # heartbeats without a word make a mirror stale; one may be late on a busy machine
 TICK: Final = 0.1  # seconds: servers look at their clock so often, so a heartbeat takes that much longer
 Change = tuple[Sandbox | None, Sandbox | None]
@@ -45,6 +49,9 @@ class Mirroring:
         self.feed: Feed | None = None
         """What it follows; None before the first listing, and when another one is needed."""
         self.attached = False
+        self._failures = 0  # since the server has told something
+        self.changes: deque[Change] = deque()
+        """What is still to be told to the callbacks."""
         self._laid_out = False  # since the last listing, which has found no store
         self.callbacks: list[OnChange] = []
         self._session = session
@@ -56,11 +63,10 @@ class Mirroring:
 
     # -- keeping current
 
-    def attach(self) -> Op[list[Change]]:
-        """Take a connection and make sure that nothing is missing, or list again; what that has changed."""
-        changes: list[Change] = []
+    def attach(self) -> Op[None]:
+        """Take a connection and make sure that nothing is missing, or list again."""
         if self.feed is None:
-            changes = yield from self._redraw()
+            yield from self._redraw()
         assert self.feed is not None
         if self._laid_out:
             yield from self.feed.relay()
@@ -69,9 +75,8 @@ class Mirroring:
             self.sandboxes = self._picture.sandboxes
         yield from self.feed.attach()
         self.attached = True
-        return changes
 
-    def _redraw(self) -> Op[list[Change]]:
+    def _redraw(self) -> Op[None]:
         started = time.monotonic()
         layout = yield from self._session.open(self._session.deadline(None), write=False)
         picture, follower = yield from draw(self._session, layout, self._wanted, self._session.deadline(None))
@@ -80,19 +85,17 @@ class Mirroring:
         self.sandboxes = picture.sandboxes
         self.feed, self._layout = Feed(self._session, layout, follower, math.inf), layout
         self._proven = started
-        if before is None or not self.callbacks:
-            return []
-        ids = before.sandboxes.keys() | picture.sandboxes.keys()
-        changes = (self._change(before.sandboxes.get(each), picture.sandboxes.get(each)) for each in sorted(ids))
-        return [change for change in changes if change]
+        if before is not None and self.callbacks:
+            for sandbox_id in sorted(before.sandboxes.keys() | picture.sandboxes.keys()):
+                self._changed(before.sandboxes.get(sandbox_id), picture.sandboxes.get(sandbox_id))
 
     def packet(self, *, block: bool = True) -> tuple[Command, ...]:
         """What to send to hear of the next events, after a heartbeat at the latest."""
         assert self.feed is not None
         return self.feed.follower.packet(self.heartbeat if block else None)
 
-    def take(self, replies: Sequence[Any], sent: float, *, blocked: bool = True) -> list[Change]:
-        """The replies to a packet that was sent at that time; what they change.
+    def take(self, replies: Sequence[Any], sent: float, *, blocked: bool = True) -> None:
+        """The replies to a packet that was sent at that time.
 
         Raises:
             Unsent: the server cannot serve now.
@@ -104,17 +107,16 @@ class Mirroring:
             raise refused
         follower, picture = self.feed.follower, self._picture
         entries = follower.take(replies)
-        changes = []
         for entry in entries:
             sandbox_id = entry.flat[1].decode(errors="backslashreplace")
             before = picture.sandboxes.get(sandbox_id)
             if picture.take(entry) is not None and self.callbacks:
-                changes.append(self._change(before, picture.sandboxes.get(sandbox_id)))
+                self._changed(before, picture.sandboxes.get(sandbox_id))
             follower.places[entry.partition] = entry.revision  # at last: who waits for it reads what it has left
         if not follower.behind:
             # A server that had nothing to tell has waited for the whole heartbeat.
             self._proven = max(self._proven, sent + (self.heartbeat if blocked and not entries else 0.0))
-        return [change for change in changes if change]
+        self._failures = 0
 
     def lost(self, error: Exception) -> None:
         """The connection is of no use any more. What is not an outage makes it list again: there is a gap, or worse."""
@@ -122,17 +124,25 @@ class Mirroring:
         self._laid_out |= isinstance(error, LaidOut)
         if not isinstance(error, (Closed, LaidOut)):
             expected = isinstance(error, (Failure, SandboxError))
-            level = logging.WARNING if self.attached or not expected else logging.DEBUG
+            level = logging.DEBUG if self._failures and expected else logging.WARNING
             _log.log(level, "a mirror is stale: %s", error, exc_info=None if expected else error)
+            self._failures += 1
         self.attached = False
         if self.feed is not None:
             self.feed.detach()
         if not outage:
             self.feed = None
 
-    def _change(self, before: Sandbox | None, after: Sandbox | None) -> Change | None:
-        shown = tuple(sandbox if sandbox and self._wanted.shows(sandbox) else None for sandbox in (before, after))
-        return None if shown[0] == shown[1] else (shown[0], shown[1])
+    def pause(self) -> float:
+        """Seconds to wait before the next attempt to connect."""
+        if not self._failures:
+            return 0.0
+        return random.uniform(0.5, 1) * min(PAUSE_FIRST * 2.0 ** min(self._failures - 1, 50), PAUSE_MAX)
+
+    def _changed(self, before: Sandbox | None, after: Sandbox | None) -> None:
+        before, after = (sandbox if sandbox and self._wanted.shows(sandbox) else None for sandbox in (before, after))
+        if before != after:
+            self.changes.append((before, after))
 
     # -- reading
 

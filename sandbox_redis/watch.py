@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 from sandbox_redis.aio_driver import Line as AsyncLine
 from sandbox_redis.aio_driver import play as aio_play
-from sandbox_redis.driver import Line, play
+from sandbox_redis.driver import play
+from sandbox_redis.line import Line
 from sandbox_redis.record import Event
 from sandbox_redis.watching import Watching
 from sandbox_redis.wire import Closed

@@ -36,7 +36,7 @@ from sandbox_redis import (
     State,
     StoreUnavailableError,
     WaitTimeoutError,
-    aio_mirror,
+    mirroring,
 )
 from sandbox_redis import mirror as mirror_module
 from sandbox_redis.server import EmbeddedServer
@@ -703,9 +703,8 @@ def test_who_may_not_follow_any_more_is_stale_until_he_may(server, flavour, user
 
 @every_flavour
 def test_an_outage_may_take_as_many_attempts_as_it_likes(flavour, user, looking, other, until, monkeypatch):
-    for module in (mirror_module, aio_mirror):
-        for pause in ("PAUSE_FIRST", "PAUSE_MAX"):
-            monkeypatch.setattr(module, pause, 0.0001)
+    for pause in ("PAUSE_FIRST", "PAUSE_MAX"):
+        monkeypatch.setattr(mirroring, pause, 0.0001)
     with opened(flavour, user, agent="me", timeout=TIMEOUT) as store:
         found = mirror_of(store)
         before = looking.info("stats")["total_connections_received"]
