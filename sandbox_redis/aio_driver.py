@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,12 @@ class Line:
             self._under_way.cancel()
         if (held := self.held) is not None:
             await held.connection.disconnect(nowait=True)
+
+    def __del__(self) -> None:
+        """Whoever leaves a loop over a watch need not close it."""
+        if self.held is not None:
+            with suppress(RuntimeError):  # its event loop has ended
+                self.held.connection._close()  # noqa: SLF001 - the public ways need a task
 
     async def sleep(self, seconds: float) -> None:
         """Wait, but not when closed."""

@@ -149,7 +149,7 @@ class Leased:
 
     def interrupt(self) -> None:
         """End what another thread does with it, at once."""
-        with suppress(AttributeError, OSError):  # it is not connected, or it is fakeredis, or already closed
+        with suppress(AttributeError, OSError, ValueError):  # it is not connected, or closed already, or fakeredis
             if self.connection.pid == os.getpid():  # in the child of a fork it is the parent's
                 self.connection._sock.shutdown(socket.SHUT_RDWR)  # noqa: SLF001 - there is no public way to its socket
 

@@ -163,7 +163,8 @@ class SandboxStore:
             states, cri_state, sandbox_id, node, labels, namespace: which; see `page`.
             after: the cursor of a page, to go on behind it.
             limit: how many at most; all when None.
-            timeout: seconds for each page; the store's own `timeout` when None.
+            timeout: seconds for each page; the store's own `timeout` when None. One that could not be read while you
+                were busy with the one before is tried once more.
 
         Raises:
             InvalidArgumentError: an argument breaks its rule; nothing was sent.

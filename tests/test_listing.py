@@ -1462,7 +1462,7 @@ def test_a_listing_gives_up_at_the_timeout_of_its_page(proxy, clock):
         start = clock.now
         with pytest.raises(StoreUnavailableError):
             list(sandboxes)
-    assert 2 < clock.now - start <= 5
+    assert 2 < clock.now - start <= 2 * 5  # once ahead, and once more
 
 
 @pytest.mark.parametrize("backend", ["valkey"])
