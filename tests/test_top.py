@@ -737,8 +737,8 @@ def test_the_cursor_stays_with_its_sandbox_and_in_sight(on_screen, store):
         await it.sees("sandboxes: 60,", "sb-00 ")
         listed = it.app.screen.query_one("#sandboxes", Rows)
         await it.press("pagedown", "pagedown", "k")
-        place = await it.until(lambda: listed.cursor > 10 and listed.cursor)
-        there = listed.rows[place].key
+        await it.until(lambda: listed.cursor == 2 * listed._page - 1)
+        there = listed.rows[listed.cursor].key
         await it.sees(f"{there} ")
         await it.press("r")
         await it.sees("reversed", f"{there} ")

@@ -117,7 +117,8 @@ class Rows(ScrollView, can_focus=True, inherit_bindings=False):
         place = max(0, min(place, len(self.rows) - 1))
         top = round(self.scroll_y)
         if place != self.cursor and not top <= place < top + self._page:
-            self.scroll_to(y=place if place < top else place - self._page + 1, animate=False)
+            y = place if place < top else place - self._page + 1
+            self.scroll_to(y=y, animate=False, force=True)  # also before the scroll bar is there
         self.cursor = place
         self.refresh()
 
