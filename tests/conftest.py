@@ -41,6 +41,29 @@ def binary_of(name: str) -> str:
     return pytest.skip(message)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-pair", action="store_true", help="run each test with each server, sync and asyncio")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What differs between the servers has little to do with sync and asyncio: who is tested with all of them meets
+    each server and each flavour, and not each with each."""
+    if config.getoption("every_pair"):
+        return
+
+    groups: dict[str, dict[tuple[str, str], pytest.Item]] = {}
+    for item in items:
+        params = {"flavour": "", **getattr(getattr(item, "callspec", None), "params", {})}
+        kind = params.pop("backend", None) or params.pop("server", "")
+        test = f"{item.nodeid.partition('[')[0]} {params | {'flavour': ''}}"
+        groups.setdefault(test, {})[str(kind), params["flavour"]] = item
+    left_out = {("valkey", "asyncio"), ("redis", "sync")}
+    kept = {("valkey", "sync"), ("redis", "asyncio")}
+    out = {group[pair] for group in groups.values() if group.keys() >= left_out | kept for pair in left_out}
+    items[:] = [item for item in items if item not in out]
+    config.hook.pytest_deselected(items=list(out))
+
+
 def pytest_configure() -> None:
     """Shells start background jobs with SIGINT ignored, and programs leave that alone; the tests send it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

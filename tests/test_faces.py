@@ -208,6 +208,7 @@ LAYERS = [
     {"operations"},
     {"batch", "audit", "connect", "server"},
     {"lane", "aio_lane"},
+    {"line"},
     {"driver"},
     {"aio_driver"},
     {"watch", "mirroring", "tail"},
