@@ -679,6 +679,7 @@ def test_a_watch_that_has_seldom_anything_to_tell_can_be_resumed(short, open_sto
         assert happenings([next(resumed)]) == [("rare", "stop")]
 
 
+@pytest.mark.usefixtures("quick_heartbeat")
 @pytest.mark.parametrize(
     "how, live", [("xtrim", True), ("del", True), ("xtrim", False), ("xdel", False), ("del", False)]
 )

@@ -676,6 +676,7 @@ def fill(store: SandboxStore) -> None:
         store.load(f"s{i}", READY)
 
 
+@pytest.mark.usefixtures("quick_heartbeat")
 @every_pair
 @pytest.mark.parametrize("partitions", [1, 4])
 @pytest.mark.parametrize("written", [False, True])
@@ -701,6 +702,7 @@ def test_a_server_that_is_flushed_under_a_watch(flavour, server, looking, prefix
             assert store.list_and_watch()[0] == []
 
 
+@pytest.mark.usefixtures("quick_heartbeat")
 @every_pair
 @pytest.mark.parametrize("waits_for_it", [False, True])
 def test_a_server_that_is_flushed_when_a_watch_has_seen_little(watcher, looking, other, prefix, waits_for_it, aside):
@@ -715,6 +717,7 @@ def test_a_server_that_is_flushed_when_a_watch_has_seen_little(watcher, looking,
         assert isinstance(ending(watch, 5), StoreRolledBackError)
 
 
+@pytest.mark.usefixtures("quick_heartbeat")
 @every_pair
 def test_a_flush_ends_all_waiting(watcher, other, looking, background):
     other.load("a", READY)
