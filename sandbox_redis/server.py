@@ -97,8 +97,9 @@ class EmbeddedServer:
         """Prepare a server; `start` or ``with`` runs it.
 
         Args:
-            data: where it keeps its append-only file, so that it has its data again the next time; written each second,
-                so a crash of the host, not one of the server, can cost the last. None for a server that keeps nothing.
+            data: where it keeps its append-only file, so that it has its data again the next time; it is flushed each
+                second, and while the disk is slow it is written late: a crash can cost the last two seconds. None for a
+                server that keeps nothing.
             port: the port on 127.0.0.1; 0 for one that is free; a unix socket when None.
             socket_path: the path of the unix socket; in a directory of its own when None.
             binary: the server to run; see `find_server`.

@@ -431,7 +431,7 @@ def test_scripts_that_are_flushed_all_the_time(flavour, server, proxy, looking, 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
 def test_a_server_that_is_restarted_with_its_data(flavour, sig, own_server, tmp_path, aside):
     """A reader that waits, one that has not read anything yet, a listing, and a wait go on."""
-    server = own_server(data=tmp_path)
+    server = own_server(data=tmp_path, options={"appendfsync": "always"})
     with SandboxStore.from_url(server.url) as other, opened(flavour, server.url) as store:
         other.load("a", READY)
         watches = [store.watch(), store.watch(node="n1"), store.list_and_watch()[1]]
@@ -450,7 +450,7 @@ def test_a_server_that_is_restarted_with_its_data(flavour, sig, own_server, tmp_
 @every_flavour
 def test_a_server_that_is_away_for_a_while(flavour, own_server, tmp_path, until, aside):
     """For longer than the timeout of the store: it is waited for all the same, but not by who begins now."""
-    server = own_server(data=tmp_path)
+    server = own_server(data=tmp_path, options={"appendfsync": "always"})
     with opened(flavour, server.url, timeout=TIMEOUT) as store:
         store.load("a", READY)
         watch = store.watch()
@@ -838,7 +838,7 @@ def test_closing_ends_a_watch_that_has_lost_its_connection(at, flavour, proxy, o
 
 @every_flavour
 def test_closing_ends_a_pause(flavour, own_server, tmp_path, until, caplog, aside):
-    server = own_server(data=tmp_path)
+    server = own_server(data=tmp_path, options={"appendfsync": "always"})
     with opened(flavour, server.url) as store:
         store.create()
         watch = store.watch()
