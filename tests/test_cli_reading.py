@@ -523,7 +523,7 @@ LIFE = [
 def test_a_step_says_how_long_the_state_before_it_lasted():
     """What does not change the state does not end it; before a creation there was none."""
     again = [(9000, "load", None, READY), (9001, "stop", READY, NOTREADY)]
-    lasted = [step.lasted for step in history._steps(happened(*LIFE, *again))]
+    lasted = [step.lasted for step in history.steps(happened(*LIFE, *again))]
     assert [None if ns is None else text.lasting(ns) for ns in lasted] == [
         None,
         "250ms",
@@ -537,8 +537,8 @@ def test_a_step_says_how_long_the_state_before_it_lasted():
 
 
 def test_what_began_before_the_oldest_event_has_no_duration():
-    steps = list(history._steps(happened(*LIFE[2:])))
-    assert [step.lasted for step in steps] == [None, None, None, 7200 * SECOND]
+    lived = list(history.steps(happened(*LIFE[2:])))
+    assert [step.lasted for step in lived] == [None, None, None, 7200 * SECOND]
 
 
 @pytest.mark.parametrize(
@@ -553,8 +553,8 @@ def test_what_began_before_the_oldest_event_has_no_duration():
 )
 def test_the_total_is_over_all_lives(changes, said):
     """Now is 10,000 seconds behind the start by our clock; the server's may be ahead."""
-    steps = list(history._steps(happened(*changes)))
-    assert history._total("a", steps, text.nanoseconds(START + timedelta(seconds=10_000))) == said
+    lived = list(history.steps(happened(*changes)))
+    assert history._total("a", lived, text.nanoseconds(START + timedelta(seconds=10_000))) == said
 
 
 def test_history_tells_a_life_in_order(cli, store):

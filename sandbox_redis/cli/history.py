@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Final, NamedTuple
 
 from sandbox_redis import checks
@@ -27,12 +27,12 @@ def history(where: Where, form: Form, sandbox_id: Annotated[str, one_id("get")],
     """
     with where.store() as store:
         sandbox_id, events = _read(store, sandbox_id, exact=exact)
-    steps = list(_steps(events))
+    lived = list(steps(events))
     if form.json:
-        shape.write_array({**shape.event(step.event), "lasted_ns": step.lasted} for step in steps)
-    elif steps:
-        show.table(_HEADINGS, list(_rows(steps)), breakable=("BY",))
-        print(_total(sandbox_id, steps, time.time_ns()))
+        shape.write_array({**shape.event(step.event), "lasted_ns": step.lasted} for step in lived)
+    elif lived:
+        show.table(_HEADINGS, list(_rows(lived)), breakable=("BY",))
+        print(_total(sandbox_id, lived, time.time_ns()))
     if not events:
         complain(f"sandbox {sandbox_id!r} is there, but its events are gone: only the newest are kept")
 
@@ -72,7 +72,8 @@ class Step(NamedTuple):
         return text.nanoseconds(self.event.at)
 
 
-def _steps(events: Sequence[Event]) -> Iterator[Step]:
+def steps(events: Iterable[Event]) -> Iterator[Step]:
+    """The changes of one sandbox, the oldest first."""
     since: int | None = None  # when the present state began
     for step in (Step(event, None) for event in events):
         lasted = None if since is None or step.event.before is None or not step.moved else step.at - since

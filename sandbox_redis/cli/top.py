@@ -4,7 +4,6 @@ shows stands in ``sandbox_redis.top``. A docstring is its command's help.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from importlib.util import find_spec
@@ -39,7 +38,6 @@ def top(
     from sandbox_redis.top.app import Top  # here, because importing it takes 0.4 s
     from sandbox_redis.top.feed import Feed
 
-    logging.getLogger("sandbox_redis").addHandler(logging.NullHandler())  # its warnings would stand in the picture
     with where.store() as store, Feed(store, states=which.states or None, **which.filters(), interval=interval) as feed:
         app = Top(feed, repr(store).removeprefix("<SandboxStore ").removesuffix(">"))
         status = app.run()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from sandbox_redis.cli import text
+from sandbox_redis.cli.history import steps
 from sandbox_redis.cli.show import STATE_STYLES
 from sandbox_redis.cli.text import visible
 from sandbox_redis.record import Event, Sandbox
@@ -136,16 +137,11 @@ def event_row(told: Told) -> Row:
 def history_rows(events: Iterable[Event]) -> list[Row]:
     """Rows for `HISTORY`, the newest first; the oldest event comes first."""
     rows: list[Row] = []
-    since = None  # when the present state began
-    for event in events:
+    for event, lasted in steps(events):
         status = event.sandbox.status if event.sandbox else None
-        moved = event.before is not (status and status.state)
-        lasted = event.at - since if since is not None and moved and event.before is not None else None
-        if moved:
-            since = event.at
         cells = (
             (event.at.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3], ""),
-            _none("" if lasted is None else text.lasting(int(lasted.total_seconds() * _SECOND)), ""),
+            _none("" if lasted is None else text.lasting(lasted)),
             (visible(event.transition), ""),
             _change(event),
             _none(str(status.pid or "") if status else ""),
