@@ -80,8 +80,7 @@ class Clusters(Deployment):
             aof: when they flush their append-only files.
             options: further directives for each server: ``maxmemory="10mb"``, with ``_`` for ``-``.
         """
-        super().__init__(nodes(masters + replicas, binary, aof, _OPTIONS | options, bus=True))
-        self._masters = masters
+        super().__init__(nodes(masters + replicas, binary, aof, _OPTIONS | options, bus=True), masters=masters)
 
     @property
     def url(self) -> str:
@@ -104,18 +103,18 @@ class Clusters(Deployment):
         return max(found)[-1]
 
     def _join(self) -> None:
-        masters, replicas = self.servers[: self._masters], self.servers[self._masters :]
+        masters, replicas = self.servers[: self.masters], self.servers[self.masters :]
         for number, server in enumerate(self.servers):
             server.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)  # else they would need time to agree on that
         for number, master in enumerate(masters):
-            first, end = (REDIS_CLUSTER_HASH_SLOTS * (number + i) // self._masters for i in (0, 1))
+            first, end = (REDIS_CLUSTER_HASH_SLOTS * (number + i) // self.masters for i in (0, 1))
             master.ask("CLUSTER", "ADDSLOTS", *range(first, end))
         for number, server in enumerate(self.servers):  # each meets each: gossip alone takes seconds
             for other in self.servers[:number]:
                 server.ask("CLUSTER", "MEET", HOST, other.port, other.bus_port)
         await_none(self._unacquainted, self.start_timeout)
         for number, replica in enumerate(replicas):
-            replica.ask("CLUSTER", "REPLICATE", view(masters[number % self._masters])[0].id)
+            replica.ask("CLUSTER", "REPLICATE", view(masters[number % self.masters])[0].id)
 
     def _unacquainted(self) -> str | None:
         for server in self.servers:

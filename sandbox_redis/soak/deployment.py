@@ -47,11 +47,8 @@ class Standalone(Deployment):
 
     @property
     def url(self) -> str:
-        """The URL of the server that takes writes; of the first one while none does."""
-        try:
-            return self.master_of().url
-        except UnsettledError:
-            return self.servers[0].url
+        """The URL of the server that takes writes, but for the time of a failover."""
+        return self.servers[0].url
 
     def master_of(self, where: int | str = 0) -> Node:
         """The server that takes writes now: the one that most of the others follow."""
@@ -59,7 +56,7 @@ class Standalone(Deployment):
 
     def _join(self) -> None:
         for replica in self.servers[1:]:
-            replica.ask("REPLICAOF", HOST, self.servers[0].port)
+            replica.follow(self.servers[0])
 
     def _problem(self) -> str | None:
         master = self.master_of()
@@ -107,7 +104,7 @@ class Sentinels(Deployment):
         """
         servers = nodes(1 + replicas, binary, aof, options)
         config = _SENTINEL.format(host=HOST, port=servers[0].port, quorum=sentinels // 2 + 1)
-        super().__init__(servers, [Node(binary, "no", {}, sentinel=config) for _ in range(sentinels)])
+        super().__init__(servers, sentinels=[Node(binary, "no", {}, sentinel=config) for _ in range(sentinels)])
 
     @property
     def url(self) -> str:
@@ -126,20 +123,21 @@ class Sentinels(Deployment):
             return next(server for server in self.servers if server.port == int(port))
         raise UnsettledError("no sentinel answers")
 
-    def start_sentinel(self, sentinel: Node) -> None:
-        """Run a sentinel, which is quicker than those of real life."""
-        sentinel.start()
-        sentinel.ask(*_QUICK)
+    def run(self, server: Node) -> None:
+        """Run a server or sentinel that was stopped; a sentinel becomes quicker than those of real life."""
+        super().run(server)
+        if server in self.sentinels:
+            server.ask(*_QUICK)
 
     def _join(self) -> None:
         for replica in self.servers[1:]:
-            replica.ask("REPLICAOF", HOST, self.servers[0].port)
+            replica.follow(self.servers[0])
         await_none(
             lambda: lagging(self.servers[0], self.replicas_of(self.servers[0]), len(self.servers) - 1),
             self.start_timeout,
         )
         for sentinel in self.sentinels:
-            self.start_sentinel(sentinel)
+            self.run(sentinel)
 
     def _problem(self) -> str | None:
         masters = set()

@@ -35,6 +35,7 @@ _QUICK: Final = {
     "shutdown-timeout": "0",
 }
 _ASK_TIMEOUT: Final = 2.0  # seconds until a server that does not answer counts as one that is not there
+_LOADING: Final = 60.0  # seconds for a server to load its append-only file
 _POLL: Final = 0.02  # seconds between two looks at a deployment
 
 
@@ -94,6 +95,7 @@ class Node(EmbeddedServer):
         if bus:  # by default 10,000 higher, where an outgoing connection may be
             options = {"cluster-port": str(self.bus_port)} | options
         super().__init__(port=free_port(), binary=binary, options={} if sentinel else persistence | options)
+        self.aof = aof
         self._sentinel = bool(sentinel)
         self.config = self.data / "server.conf"
         """Its configuration file, which CONFIG REWRITE and sentinels write."""
@@ -111,12 +113,24 @@ class Node(EmbeddedServer):
     def command(self) -> list[str]:
         """The command line of the server."""
         binary, *words = super().command
-        return [binary, str(self.config), *(["--sentinel"] if self._sentinel else []), *words]
+        mode = ["--sentinel"] if self._sentinel else []
+        # A write beyond a limit of its files is to fail, as on a full disk, and not to end it by a signal.
+        return ["/bin/sh", "-c", 'trap "" XFSZ; exec "$@"', "sh", binary, str(self.config), *mode, *words]
 
     @property
     def running(self) -> bool:
         """Whether its process is there; it may be frozen."""
-        return self._process is not None and self._process.poll() is None
+        process = self._process  # another thread may stop it
+        return process is not None and process.poll() is None
+
+    def follow(self, master: Node) -> None:
+        """Make it a replica, also after a restart.
+
+        Raises:
+            redis.RedisError: it refused, or did not answer.
+        """
+        self.ask("REPLICAOF", HOST, master.port)
+        self.ask("CONFIG", "REWRITE")
 
     def client(self) -> redis.Redis:
         """A plain client of this very server, which repeats nothing. Close it."""
@@ -174,9 +188,11 @@ class Deployment(ABC):
     topology: ClassVar[str]
     """What it is called: `standalone`, `sentinel` or `cluster`."""
 
-    def __init__(self, servers: list[Node], sentinels: list[Node] | None = None) -> None:
+    def __init__(self, servers: list[Node], *, masters: int = 1, sentinels: list[Node] | None = None) -> None:
         self.servers = servers
         """The servers that hold data, whatever their roles are now."""
+        self.masters = masters
+        """How many of them take writes."""
         self.sentinels = sentinels or []
         self.start_timeout = 30.0
         """Seconds until it must be healthy after its start."""
@@ -196,6 +212,14 @@ class Deployment(ABC):
         Raises:
             UnsettledError: there is none now.
         """
+
+    def run(self, server: Node) -> None:
+        """Run a server that was stopped; returns when it answers.
+
+        Raises:
+            ServerStartError: it did not start.
+        """
+        server.start(timeout=_LOADING)
 
     @abstractmethod
     def _join(self) -> None:
@@ -248,7 +272,7 @@ class Deployment(ABC):
         """
         try:
             for server in self.servers:
-                server.start()
+                self.run(server)
             self._join()
             return self.settled(self.start_timeout)
         except BaseException:
