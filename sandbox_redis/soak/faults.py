@@ -15,7 +15,7 @@ import sys
 from collections.abc import Container
 from typing import Final
 
-from sandbox_redis.soak.failovers import Failover, LoseMaster
+from sandbox_redis.soak.failovers import CoordinatedFailover, Failover, LoseMaster
 from sandbox_redis.soak.fault import Fault, fails_over, replicated
 from sandbox_redis.soak.migrations import AtomicMigration, Migration
 from sandbox_redis.soak.node import Deployment, Node, await_none
@@ -201,30 +201,38 @@ class PauseWrites(Fault):
         super().mend()
 
 
-class OutOfMemory(Fault):
+class _Settings(Fault):
+    """What is caused by settings, which are put back."""
+
+    def __init__(self, deployment: Deployment, chance: random.Random, *, partitions: int = 16) -> None:
+        super().__init__(deployment, chance, partitions=partitions)
+        self._before: list[tuple[Node, str, str]] = []
+
+    def _set(self, server: Node, name: str, value: object) -> None:
+        self._before.append((server, name, server.ask("CONFIG", "GET", name)[1]))
+        server.ask("CONFIG", "SET", name, value)
+
+    def mend(self) -> None:
+        """Put them back."""
+        for server, name, value in self._before:
+            if server.running:  # a new process has not got them
+                server.ask("CONFIG", "SET", name, value)
+        super().mend()
+
+
+class OutOfMemory(_Settings):
     """The masters have more data than maxmemory allows, and refuse writes with OOM."""
 
     name = "out-of-memory"
 
-    def __init__(self, deployment: Deployment, chance: random.Random, *, partitions: int = 16) -> None:
-        super().__init__(deployment, chance, partitions=partitions)
-        self._before: dict[Node, str] = {}
-
     def cause(self) -> str:
         """Set maxmemory to one byte, everywhere, so that no failover ends it."""
         for server in self.deployment.servers:
-            self._before[server] = server.ask("CONFIG", "GET", "maxmemory")[1]
-            server.ask("CONFIG", "SET", "maxmemory", 1)
+            self._set(server, "maxmemory", 1)
         return "all servers are out of memory"
 
-    def mend(self) -> None:
-        """Set it back."""
-        for server, maxmemory in self._before.items():
-            server.ask("CONFIG", "SET", "maxmemory", maxmemory)
-        super().mend()
 
-
-class DiskFull(Fault):
+class DiskFull(_Settings):
     """The append-only file cannot grow, as on a full disk: a limit of the process makes its writes fail, and the server
     refuses writes with MISCONF. Under `always` it would end itself instead, so for that time it flushes each second.
     """
@@ -238,28 +246,23 @@ class DiskFull(Fault):
         return super().possible(deployment) and sys.platform == "linux" and deployment.servers[0].aof != "no"
 
     def cause(self) -> str:
-        """Fill the file to more than other files have, and let it not grow."""
+        """Fill the file to more than other files have, and let it not grow. The next write is the last one."""
         server = self._victim = self.master()
-        server.ask("CONFIG", "SET", "appendfsync", "everysec")
-        server.ask("CONFIG", "SET", "auto-aof-rewrite-percentage", 0)  # a new file would have room
-        self._fill(server)
-        size = max(file.stat().st_size for file in (server.data / "appendonlydir").iterdir())
-        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        return f"the disk of {server.address} is full"
-
-    def _fill(self, server: Node) -> None:
-        """Append what nobody sees: a key that is gone in the same transaction."""
+        self._set(server, "appendfsync", "everysec")
+        self._set(server, "auto-aof-rewrite-percentage", 0)  # a new file would have room
+        # Nobody sees what fills it: a key that is gone in the same transaction.
         with server.client() as client, client.pipeline(transaction=True) as pipeline:
             key = f"{{{self.partition}}}:filler"
             pipeline.set(key, "-" * _FILLER).delete(key).execute()
+        size = max(file.stat().st_size for file in (server.data / "appendonlydir").iterdir())
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        return f"the disk of {server.address} is full"
 
     def mend(self) -> None:
         """Make room; the server notices within a second."""
         if (server := self._victim) is not None and server.running:
             resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             await_none(lambda: _failed_write(server), _RETRIED)
-            server.ask("CONFIG", "SET", "appendfsync", server.aof)
-            server.ask("CONFIG", "SET", "auto-aof-rewrite-percentage", 100)
         super().mend()
 
 
@@ -281,6 +284,7 @@ FAULTS: Final[tuple[type[Fault], ...]] = (
     OutOfMemory,
     DiskFull,
     Failover,
+    CoordinatedFailover,
     LoseMaster,
     Migration,
     AtomicMigration,
