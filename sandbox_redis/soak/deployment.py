@@ -13,7 +13,8 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from sandbox_redis.soak.clusters import Clusters
-from sandbox_redis.soak.node import HOST, Aof, Deployment, Node, UnsettledError, await_none, lagging, nodes
+from sandbox_redis.soak.node import HOST, Aof, Node, nodes
+from sandbox_redis.soak.topology import Deployment, UnsettledError, await_none, lagging
 
 __all__ = ["Clusters", "Sentinels", "Standalone"]
 

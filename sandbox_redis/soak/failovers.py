@@ -9,7 +9,8 @@ from redis.exceptions import ResponseError
 
 from sandbox_redis.soak.deployment import SERVICE
 from sandbox_redis.soak.fault import Fault, fails_over, replicated
-from sandbox_redis.soak.node import HOST, Deployment, Node, UnsettledError, await_none
+from sandbox_redis.soak.node import HOST, Node
+from sandbox_redis.soak.topology import Deployment, UnsettledError, await_none
 
 _PATIENCE: Final = 20.0  # seconds until another server must be the master
 
