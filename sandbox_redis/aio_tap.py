@@ -118,7 +118,7 @@ class AsyncTap:
     async def _send(self, this: Round) -> None:
         self.sent = time.monotonic()
         if len(this.asked) == len(this.hear.questions):
-            self._whole = self.sent
+            self._whole = 0.0 if this.hear.fresh else self.sent
         packets: dict[AsyncPool, list[Command]] = {}
         for n in this.asked:
             key, commands = this.hear.questions[n]

@@ -6,6 +6,7 @@ that grows. It knows nothing of what it carries.
 from __future__ import annotations
 
 import math
+import select
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -97,9 +98,9 @@ class Tap:
         self._line = line
         self._links: dict[Pool, _Link] = {}
         self._changed: set[bytes] = set()
+        self._poll = select.poll()
         self._round: Round | None = None
         self._whole = 0.0  # when all questions were asked at last
-        self._until = 0.0
         self.sent = 0.0
         """When something was asked at last."""
 
@@ -115,10 +116,11 @@ class Tap:
             self._begin(hear)
             while (answers := self.receive()) is None:
                 assert self._round is not None
-                now = time.monotonic()
-                if now > self._until:
+                end = self.sent + hear.timeout if self._round.asked else self._round.due
+                left = end - time.monotonic()
+                if left < 0 and self._round.asked:
                     raise Lost(self._lane.address, NO_REPLY)
-                self.wait((self._until if self._round.asked else self._round.due) - now)
+                self.wait(left)
                 if line is not None:
                     line.check()
         except BaseException:
@@ -133,7 +135,6 @@ class Tap:
 
     def _begin(self, hear: Hear) -> None:
         self._round = Round(hear, self._changed, self._whole)
-        self._until = self._round.due + hear.timeout
 
     def ask(self, questions: Sequence[Question], heartbeat: float) -> None:
         """The next questions, each to be asked when its key has changed, and all of them every so many seconds."""
@@ -145,7 +146,7 @@ class Tap:
 
     def ready(self) -> bool:
         """As `Tail.ready`."""
-        return True
+        return bool(self._poll.poll(0))
 
     def wait(self, seconds: float) -> None:
         """As `Tail.wait`."""
@@ -185,7 +186,7 @@ class Tap:
     def _send(self, this: Round) -> None:
         self.sent = time.monotonic()
         if len(this.asked) == len(this.hear.questions):
-            self._whole = self.sent
+            self._whole = 0.0 if this.hear.fresh else self.sent  # what was asked first is not what is to be heard
         packets: dict[Pool, list[Command]] = {}
         for n in this.asked:
             key, commands = this.hear.questions[n]
@@ -204,6 +205,7 @@ class Tap:
         else:
             self._line.begin(leased, timeout)
         link = self._links[pool] = _Link(leased, Raw(leased))
+        self._poll.register(link.raw, select.POLLIN)
         link.raw.send(pack(GREETING)[0])
         return link
 
@@ -212,4 +214,5 @@ class Tap:
         for link in tuple(self._links.values()):
             link.raw.close()
         self._links = {}
+        self._poll = select.poll()
         self._changed.clear()
