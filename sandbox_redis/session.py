@@ -75,10 +75,6 @@ class Session:
         """Take a newer event to look for lost writes from; see `trace`."""
         self._floors.clear()
 
-    def is_laid_out(self) -> bool:
-        """Whether the store is known to exist; else its partitions are not decided yet."""
-        return self._keys is not None
-
     def layout(self, *, timeout: float | None = None) -> Op[keys.Keys]:
         """The keys of the store, once it is known how it is laid out."""
         return (yield from self.open(self.deadline(timeout), write=False))
@@ -106,7 +102,7 @@ class Session:
         )
         if not isinstance(reply, ServerError) and not any(reply):
             if not write:
-                return keys.Keys(self.prefix, self._partitions)
+                return keys.Keys(self.prefix, self._partitions, laid_out=False)
             ours = (SCHEMA, self._partitions, self.maxlen)
             reply = yield from self.exchange.run("meta", (key,), ours, deadline)
             reply = reply if isinstance(reply, ServerError) else reply[1:]
@@ -204,8 +200,8 @@ class Session:
         self, names: tuple[str, ...], deadline: Deadline, wanted: tuple[bytes, ...] = _TYPES
     ) -> Op[NoReturn]:
         """Raise the error that names the key of the wrong type."""
-        for name, want in zip(names, wanted, strict=False):
-            (found,) = yield from self.exchange.ask(name, (("TYPE", name),), deadline)
+        types = yield from self.exchange.ask(names[0], tuple(("TYPE", name) for name in names), deadline)
+        for name, found, want in zip(names, types, wanted, strict=False):
             if found not in (want, b"none"):
                 rule = f"holds a {found.decode()} where a {want.decode()} belongs: rename or delete it"
                 raise SchemaError(name, f"{rule}; nothing was changed")
