@@ -21,6 +21,7 @@ from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from sandbox_redis import tls
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.wire import TRANSIENT, Command, Lost, ServerError, Unsent
 
@@ -85,16 +86,21 @@ def endpoint(source: Any, *, agent: str, asyncio: bool) -> Endpoint:
             (parsed.hostname or "").encode("idna")
             if parsed.scheme != "unix" and not re.fullmatch(r"/?\d*", parsed.path):
                 raise ValueError("the path is the number of a database")
-        except (AttributeError, TypeError, ValueError) as error:
-            secret = re.search(r"//[^/]*:[^@]*@", source) is not None
-            reason = "a password's special characters must be written as %40 and the like" if secret else str(error)
-            raise InvalidArgumentError("url", without_password(source), reason) from None
+            if parsed.fragment or (parsed.hostname is None and "@" in parsed.query):
+                raise ValueError("# and ? in a password must be written as %23 and %3F")
+        except (AttributeError, TypeError, ValueError, RedisError) as error:
+            raise InvalidArgumentError("url", without_password(source), _fault(source, error)) from None
     else:
         if not isinstance(source, library.Redis):
+            kind = f"{type(source).__module__}.{type(source).__qualname__}"  # more of it may be secret
             wanted = f"{library.__name__}.Redis"
-            raise InvalidArgumentError("client", source, f"a {wanted} is needed (a fakeredis client is one)")
+            raise InvalidArgumentError("client", kind, f"a {wanted} is needed (a fakeredis client is one)")
         pool = source.connection_pool
     arguments = {name: value for name, value in pool.connection_kwargs.items() if name not in _DROPPED}
+    connection_class = pool.connection_class
+    if issubclass(connection_class, library.SSLConnection):
+        tls.check(arguments)
+        connection_class = _abrupt(connection_class) if asyncio else connection_class
     retry = redis.asyncio.retry.Retry if asyncio else redis.retry.Retry
     arguments |= {
         "retry": retry(NoBackoff(), 0),
@@ -106,7 +112,19 @@ def endpoint(source: Any, *, agent: str, asyncio: bool) -> Endpoint:
     }
     name = pool.connection_kwargs.get("client_name") or re.sub(r"[^!-~]", "_", agent) or "sandbox-redis"
     greeting = (("CLIENT", "SETNAME", name), ("CLIENT", "INFO"))
-    return Endpoint(pool.connection_class, arguments, _address(pool.connection_class, arguments), greeting)
+    return Endpoint(connection_class, arguments, _address(connection_class, arguments), greeting)
+
+
+def _abrupt(connection_class: Any) -> Any:
+    """The same with asyncio's TLS closed at once: else it waits for the server's goodbye, and the event loop may end
+    before."""
+
+    class Abrupt(connection_class):  # type: ignore[misc]
+        async def _connect(self) -> None:
+            await super()._connect()
+            self._writer.close = self._writer.transport.abort
+
+    return Abrupt
 
 
 def _address(connection_class: type, arguments: dict[str, Any]) -> str:
@@ -119,8 +137,20 @@ def _address(connection_class: type, arguments: dict[str, Any]) -> str:
 
 def without_password(url: str) -> str:
     """A URL as it may be shown."""
-    hidden = re.sub(r"(//[^/@:]*):.*@", r"\1:***@", url)
+    hidden = re.sub(r"(//[^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     return re.sub(r"(password=)[^&]*", r"\1***", hidden)
+
+
+def _fault(url: str, error: Exception) -> str:
+    """What is wrong with a URL. The error's own words may quote a part of the password."""
+    option = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if option and re.search(rf"[?&]{option[1]}=[^@]*$", url):
+        needs_tls = option[1].startswith("ssl_") and not url.startswith("rediss://")
+        return f"{option[1]} " + ("is for rediss:// only" if needs_tls else "is no option of a connection")
+    if isinstance(error, RedisError):
+        return "ssl_cert_reqs must be required, optional or none"
+    secret = re.search(r"//[^/]*:[^@]*@|password=", url) is not None
+    return "a password's special characters must be written as %40 and the like" if secret else str(error)
 
 
 def pack(commands: Iterable[Command]) -> tuple[bytes]:
@@ -180,7 +210,12 @@ def unsent(address: str, error: Exception, *, reached: bool) -> Unsent:
     failure = Unsent(address, str(error).rstrip("."), code)
     if said:
         failure.hopeless = code not in TRANSIENT
+    elif refused := tls.refusal(error):
+        failure = Unsent(address, refused, "TLS")
+        failure.hopeless = True
     else:
+        if tls.broke_off(error):
+            failure.reason += " (perhaps it does not accept our certificate)"
         # For several addresses of one host, asyncio gives the numbers in its text only.
         numbers = [getattr(cause, "errno", None)] + [
             int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))
