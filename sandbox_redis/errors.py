@@ -157,7 +157,7 @@ class StoreUnavailableError(SandboxError):
     """The server at `address` cannot serve this now. Nothing was written.
 
     `code` is the word that Redis gave for it (``LOADING``, ``OOM``, ``READONLY``, ``NOAUTH``, …), or
-    ``UNREACHABLE`` when no server answered.
+    ``UNREACHABLE`` when no server answered, ``TLS`` when one side does not accept the other's certificate.
     """
 
     address: str

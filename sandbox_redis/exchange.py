@@ -36,6 +36,7 @@ _REASONS: Final = {
     "NOPERM": ("its ACL does not permit this user the command or key", "log in as another user or change the ACL"),
     "MAXCLIENTS": ("it has as many connections as it takes (maxclients)", "raise maxclients, or end idle clients"),
     "MASTERDOWN": ("it is a replica without its master", "connect to the master, or mend the replication"),
+    "TLS": ("", "check its certificate, and ssl_ca_certs, ssl_certfile and ssl_keyfile in the URL"),
     "UNREACHABLE": (
         "",
         "check that a server runs there (sandbox-redis serve starts one on this host), and the address",

@@ -196,7 +196,7 @@ def imports(name: str, *, lazily: bool = False) -> set[str]:
 
 LAYERS = [
     {"errors", "states", "wire"},
-    {"checks", "keys", "scripts"},
+    {"checks", "keys", "scripts", "tls"},
     {"record", "exchange", "faces"},
     {"topology"},
     {"session", "in_step", "selection"},
@@ -207,7 +207,7 @@ LAYERS = [
     {"waiting"},
     {"queries"},
     {"operations"},
-    {"batch", "audit", "connect", "server"},
+    {"acl", "batch", "audit", "connect", "server"},
     {"pool", "aio_pool"},
     {"lane", "tail"},
     {"line", "aio_lane"},
