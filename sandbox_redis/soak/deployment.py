@@ -24,7 +24,7 @@ SERVICE: Final = "sandbox"
 _SENTINEL: Final = f"""\
 sentinel monitor {SERVICE} {{host}} {{port}} {{quorum}}
 sentinel down-after-milliseconds {SERVICE} 800
-sentinel failover-timeout {SERVICE} 5000
+sentinel failover-timeout {SERVICE} 3000
 sentinel parallel-syncs {SERVICE} 1
 """
 # Sentinels read INFO each 10 s, and only after four greetings they make a server that was the master a replica again.
