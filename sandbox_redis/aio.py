@@ -16,6 +16,7 @@ from sandbox_redis.aio_mirror import AsyncMirror, mirror
 from sandbox_redis.aio_waits import Waits
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
+from sandbox_redis.concern import WriteConcern
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
 from sandbox_redis.follow import HEARTBEAT
@@ -67,6 +68,7 @@ class AsyncSandboxStore:
         timeout: float = TIMEOUT,
         partitions: int = 1,
         events_maxlen: int = EVENTS_MAXLEN,
+        write_concern: WriteConcern | None = None,
     ) -> None:
         """Same as `SandboxStore`, with a ``redis.asyncio.Redis`` or asyncio fakeredis client."""
         from sandbox_redis.aio_lane import AsyncLane  # here, because importing redis takes 0.5 s
@@ -81,6 +83,7 @@ class AsyncSandboxStore:
             timeout=timeout,
             partitions=partitions,
             events_maxlen=events_maxlen,
+            write_concern=write_concern,
         )
         self._lane = AsyncLane(target)
         self._lane.on_return = self._operations.forget
@@ -96,6 +99,7 @@ class AsyncSandboxStore:
         timeout: float = TIMEOUT,
         partitions: int = 1,
         events_maxlen: int = EVENTS_MAXLEN,
+        write_concern: WriteConcern | None = None,
     ) -> AsyncSandboxStore:
         """Same as `SandboxStore.from_url`."""
         return cls(
@@ -105,6 +109,7 @@ class AsyncSandboxStore:
             timeout=timeout,
             partitions=partitions,
             events_maxlen=events_maxlen,
+            write_concern=write_concern,
         )
 
     get = _played(Operations.get)
@@ -248,6 +253,8 @@ class AsyncStatusStorage:
         """The status; raises as `SandboxStore.get`."""
         return (await self._store.get(self._id, timeout=timeout)).status
 
-    async def update(self, fn: UpdateFunc, *, timeout: float | None = None) -> Status:
+    async def update(
+        self, fn: UpdateFunc, *, timeout: float | None = None, write_concern: WriteConcern | None = None
+    ) -> Status:
         """Replace the status by what `fn` makes of it; raises as `SandboxStore.update`."""
-        return (await self._store.update(self._id, fn, timeout=timeout)).status
+        return (await self._store.update(self._id, fn, timeout=timeout, write_concern=write_concern)).status

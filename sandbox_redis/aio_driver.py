@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sandbox_redis.in_step import CHUNK
-from sandbox_redis.wire import Closed, Failure, Lease, Op, Send, SendAll, Unsent
+from sandbox_redis.wire import Closed, Command, Failure, Lease, Op, Send, SendAll, Unsent
 
 if TYPE_CHECKING:
     from sandbox_redis.aio_lane import AsyncLane, AsyncLeased
@@ -80,6 +81,9 @@ async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
                         answer = lane.submit(request.key, request.commands, request.timeout)
                         reply = await (answer if line is None else line.until(answer))
                         continue
+                    if request.lease is Lease.ALONE:
+                        reply = await _alone(lane, request.key, request.commands, request.timeout)
+                        continue
                     if held is None:
                         if request.lease is Lease.OWN:
                             held = lane.own(request.key)
@@ -118,19 +122,39 @@ async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
             lane.give_back(held)
 
 
+async def _alone(lane: AsyncLane, key: str, commands: tuple[Command, ...], timeout: float) -> list[Any]:
+    """Send a packet that may block, on a connection that nobody else waits for."""
+    leased = await lane.lease(key, timeout)
+    try:
+        return await lane.exchange(leased, commands, timeout)
+    finally:
+        lane.give_back(leased)  # where it failed, or nobody waits any more, it is closed
+
+
 async def _send_all(lane: AsyncLane, request: SendAll) -> None:
     """One packet after the other on the shared connection, then all replies: the server is at work meanwhile."""
     packets = []
     while chunk := list(islice(request.sends, CHUNK)):
-        commands = tuple(command for send in chunk for command in send.commands)
-        packets.append((chunk, lane.submit(chunk[0].key, commands, chunk[0].timeout)))
+        for sends in _parted(chunk):
+            commands = tuple(command for send in sends for command in send.commands)
+            submit = partial(_alone, lane) if sends[0].lease is Lease.ALONE else lane.submit
+            packets.append((sends, asyncio.ensure_future(submit(sends[0].key, commands, sends[0].timeout))))
         await asyncio.sleep(0)  # lets it be written
-    for chunk, future in packets:
-        try:
-            replies = iter(await future)
-        except Failure as failure:
-            for _ in chunk:
-                request.deliver(failure)
-        else:
-            for send in chunk:
-                request.deliver(list(islice(replies, len(send.commands))))
+    try:
+        for sends, future in packets:
+            try:
+                replies = iter(await future)
+            except Failure as failure:
+                for _ in sends:
+                    request.deliver(failure)
+            else:
+                for send in sends:
+                    request.deliver(list(islice(replies, len(send.commands))))
+    finally:
+        for _, future in packets:
+            future.cancel()  # those that nobody waits for any more
+
+
+def _parted(chunk: list[Send]) -> list[list[Send]]:
+    """What travels together: all of it, unless some may block."""
+    return [[send] for send in chunk] if any(send.lease is Lease.ALONE for send in chunk) else [chunk]

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
-from sandbox_redis.errors import OutcomeUnknownError, SandboxError, StoreUnavailableError
+from sandbox_redis.concern import LOST, WriteConcern
+from sandbox_redis.errors import DurabilityError, OutcomeUnknownError, SandboxError, StoreUnavailableError
 from sandbox_redis.scripts import script
 from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Lost, Op, Send, ServerError, Sleep, Unsent
 
@@ -91,6 +92,13 @@ class Deadline:
         left = self._at - self._clock()
         # The same number for every first attempt: a socket keeps its timeout from one operation to the next.
         return self._timeout / 2 if left > self._timeout * 0.9 else max(left / 2, self._least)
+
+    def confirming(self, seconds: float) -> tuple[float, float]:
+        """Seconds that a write may wait to be confirmed, at most `seconds`, and that its packet may take with that."""
+        left = self._at - self._clock()
+        left = self._timeout if left > self._timeout * 0.9 else max(left, self._least)  # as for `share`
+        wait = min(seconds, left * 0.75)
+        return wait, (wait + left) / 2
 
     def pause(self, error: SandboxError, longest: float = PAUSE_MAX) -> Op[None]:
         """Wait before the next attempt, or raise `error` when there is no time for one. The pauses grow
@@ -180,7 +188,7 @@ class Exchange:
                 if lost and (found := (yield from self.find(trace, deadline))):
                     return found
                 writing = True
-                (reply,) = yield Send(keys[0], (command,), deadline.share())
+                reply, *confirmed = yield trace.packet((command,), deadline)
                 writing = False
                 if isinstance(reply, ServerError):
                     if reply.code == "WRONGTYPE":
@@ -190,6 +198,7 @@ class Exchange:
                     else:
                         yield from self.again(deadline, reply, lost)
                 elif lost is None or (reply[0] == b"OK" and reply[1] != b"0"):
+                    trace.confirm(confirmed)
                     return reply
                 else:
                     # A refusal; but the write that was lost may have arrived after it was looked for, and be the cause.
@@ -198,6 +207,20 @@ class Exchange:
                 if writing and isinstance(failure, Lost):
                     lost = trace.lost(failure)
                 yield from self.again(deadline, failure, lost)
+
+    def probe(self, concern: WriteConcern, key: str, deadline: Deadline) -> Op[None]:
+        """Find out whether the server can confirm a write so, before it is made; raises `StoreUnavailableError`."""
+        while True:
+            try:
+                (reply,) = yield Send(key, (concern.probe(),), deadline.share(), Lease.ALONE, share=True)
+            except Failure as failure:
+                yield from self.again(deadline, failure)
+                continue
+            if refused := concern.refusal(reply, self.address):
+                raise refused
+            if not isinstance(reply, ServerError) or reply.code not in TRANSIENT:
+                return
+            yield from self.again(deadline, reply)
 
     def find(self, trace: Trace, deadline: Deadline, lease: Lease = Lease.ANY) -> Op[Any]:
         """Look for a write whose reply was lost: a reply as its script gives it, or None when it did not happen."""
@@ -230,22 +253,57 @@ class Exchange:
 class Trace:
     """How to find one write again: its token, and an event from before it was sent."""
 
-    __slots__ = ("fences", "floor", "id", "keys", "maxlen", "partition", "request")
+    __slots__ = ("_outcome", "concern", "fenced", "fences", "floor", "id", "keys", "maxlen", "partition", "request")
 
-    def __init__(self, id: str, partition: int, keys: tuple[str, str], request: str, floor: str, maxlen: int) -> None:
+    def __init__(
+        self,
+        id: str,
+        partition: int,
+        keys: tuple[str, str],
+        request: str,
+        floor: str,
+        maxlen: int,
+        concern: WriteConcern,
+    ) -> None:
         self.id = id
         self.partition = partition
         self.keys = keys
         self.request = request
         self.floor = floor
         self.maxlen = maxlen
+        self.concern = concern
         self.fences: tuple[Command, ...] = ()
+        self.fenced = True  # whether nothing is under way any more on each connection that it was lost with
+        self._outcome = LOST
 
     def lost(self, failure: Lost) -> OutcomeUnknownError:
         """Its reply was lost: note the connection, and give the error for when it cannot be found any more."""
         if failure.fence and failure.fence not in self.fences:
             self.fences += (failure.fence,)
+        self.fenced &= failure.fence is not None
         return self.unknown(failure.reason)
+
+    def packet(self, commands: tuple[Command, ...], deadline: Deadline, lease: Lease = Lease.ANY) -> Send:
+        """The packet that makes the write, and waits for what its concern asks."""
+        if not self.concern:
+            return Send(self.keys[0], commands, deadline.share(), lease)
+        wait, timeout = deadline.confirming(self.concern.timeout)
+        alone = Lease.ALONE if lease is Lease.ANY else lease
+        # Its key is that of the events: in a batch, those of one partition become one packet.
+        return Send(self.keys[1], (*commands, self.concern.command(wait)), timeout, alone, tail=1)
+
+    def confirm(self, replies: list[Any]) -> None:
+        """The write was made by this packet, and this came behind its own replies. Where an earlier one may have been
+        quicker, on a connection that nobody could close, nothing is known."""
+        if replies and self.fenced:
+            self._outcome = self.concern.judge(replies[0])
+
+    def check(self, sandbox: Any) -> None:
+        """The write was made; raises `DurabilityError` when it was not confirmed."""
+        if self.concern and not self._outcome.done:
+            reached, fsynced, _, reason = self._outcome
+            wanted = self.concern.replicas
+            raise DurabilityError(self.id, self.request, sandbox, reached, wanted, fsynced=fsynced, reason=reason)
 
     def unknown(self, reason: str) -> OutcomeUnknownError:
         """The error for when it cannot be found any more."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
+from sandbox_redis.concern import WriteConcern
 from sandbox_redis.driver import Ahead, play
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
@@ -61,6 +62,7 @@ class SandboxStore:
         timeout: float = TIMEOUT,
         partitions: int = 1,
         events_maxlen: int = EVENTS_MAXLEN,
+        write_concern: WriteConcern | None = None,
     ) -> None:
         """Open a store. Nothing is sent before the first operation.
 
@@ -72,6 +74,8 @@ class SandboxStore:
             timeout: seconds until a call gives up, unless the call itself says otherwise.
             partitions: 1 to 16384; counts only for the first that writes to a store, later ones follow what it chose.
             events_maxlen: about how many events each partition keeps, at least 1; counts only for the first, too.
+            write_concern: how safe writes must be, unless the call itself says otherwise; as safe as the server's reply
+                makes them when None.
 
         Raises:
             InvalidArgumentError: an argument breaks its rule.
@@ -88,6 +92,7 @@ class SandboxStore:
             timeout=timeout,
             partitions=partitions,
             events_maxlen=events_maxlen,
+            write_concern=write_concern,
         )
         self._lane = Lane(target)
         self._lane.on_return = self._operations.forget
@@ -102,12 +107,13 @@ class SandboxStore:
         timeout: float = TIMEOUT,
         partitions: int = 1,
         events_maxlen: int = EVENTS_MAXLEN,
+        write_concern: WriteConcern | None = None,
     ) -> SandboxStore:
         """Open a store by its URL: ``redis://``, ``rediss://`` or ``unix://``.
 
         Args:
             url: ``SANDBOX_REDIS_URL`` when None, and ``redis://127.0.0.1:6379/0`` without that.
-            prefix, agent, timeout, partitions, events_maxlen: as for `SandboxStore` itself.
+            prefix, agent, timeout, partitions, events_maxlen, write_concern: as for `SandboxStore` itself.
 
         Raises:
             InvalidArgumentError: an argument breaks its rule.
@@ -119,6 +125,7 @@ class SandboxStore:
             timeout=timeout,
             partitions=partitions,
             events_maxlen=events_maxlen,
+            write_concern=write_concern,
         )
 
     get = _played(Operations.get)
@@ -311,6 +318,8 @@ class StatusStorage:
         """The status; raises as `SandboxStore.get`."""
         return self._store.get(self._id, timeout=timeout).status
 
-    def update(self, fn: UpdateFunc, *, timeout: float | None = None) -> Status:
+    def update(
+        self, fn: UpdateFunc, *, timeout: float | None = None, write_concern: WriteConcern | None = None
+    ) -> Status:
         """Replace the status by what `fn` makes of it; raises as `SandboxStore.update`."""
-        return self._store.update(self._id, fn, timeout=timeout).status
+        return self._store.update(self._id, fn, timeout=timeout, write_concern=write_concern).status

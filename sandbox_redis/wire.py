@@ -25,6 +25,8 @@ class Lease(Enum):
     """The one taken. It is `Unsent` when that one is gone, never sent on another."""
     LAST = "last"
     """The one taken, which is given back after this packet."""
+    ALONE = "alone"
+    """One that this packet has to itself: it may block. It is given back after it."""
 
 
 class Send(NamedTuple):
@@ -41,6 +43,9 @@ class Send(NamedTuple):
     lease: Lease = Lease.ANY
     share: bool = False
     """In a batch, send it once for all operations that ask for the very same."""
+    tail: int = 0
+    """So many commands at the end speak of all that was sent before them on their connection. In a batch, packets to
+    one key whose tails are the same become one packet with one tail."""
 
 
 class Sleep(NamedTuple):
@@ -50,7 +55,7 @@ class Sleep(NamedTuple):
 
 
 class SendAll(NamedTuple):
-    """Send many packets, none of them with a lease, in as few as possible. The driver draws them while the server is at
+    """Send many packets, `ANY` or `ALONE`, in as few as possible. The driver draws them while the server is at
     work on the first ones, and hands out the replies while it is at work on the last ones."""
 
     sends: Iterator[Send]
