@@ -25,8 +25,9 @@ class Seen:
         self._address = address
         self._newest: dict[int, str] = {}
         self._partitions = 0
-        self.doubtful: set[int] = set()
-        """Those of which it is not known whether what was seen is still there: the server was away since."""
+        self._told: dict[tuple[int, str], object] = {}  # what was said to be lost
+        self.doubtful: dict[int, str] = {}
+        """What was seen before the server was away, until somebody has asked whether it is still there."""
 
     def note(self, partition: int, revision: str) -> None:
         """It was in a reply. What is older than something else that was seen changes nothing."""
@@ -40,31 +41,32 @@ class Seen:
 
     def doubt(self) -> None:
         """The server was away, and may have come back older."""
-        self.doubtful = set(self._newest)
+        self.doubtful = {**self._newest, **self.doubtful}
 
-    def is_to_be_asked(self, partition: int, *, absent: bool) -> bool:
-        """Whether to ask, which is then no more in doubt; also where something is `absent` that may have been lost."""
-        doubtful = partition in self.doubtful
-        self.doubtful.discard(partition)
-        return (doubtful or absent) and partition in self._newest
+    def take(self, partition: int, *, absent: bool) -> str | None:
+        """The event to ask for, which is then in doubt no more; also where something is `absent` that may be lost."""
+        doubtful = self.doubtful.pop(partition, None)
+        return self._newest.get(partition) if absent and doubtful is None else doubtful
 
     def laid_out(self, partitions: int | None) -> None:
         """The store has so many partitions; None when there is no store. Where that is not what was seen, everything
         that was seen is lost."""
-        if self._newest and partitions != self._partitions:
-            for partition in sorted(self._newest):
-                self._lost(partition, self._newest.get(partition), None)
+        if partitions != self._partitions:
+            seen = sorted({**self._newest, **self.doubtful}.items()) if self._partitions else ()
+            self._newest, self.doubtful = {}, {}
+            for partition, revision in seen:
+                self._lost(partition, revision, None)
         self._partitions = partitions or 0
 
-    def questions(self, layout: Keys, partition: int) -> tuple[Command, ...]:
-        """What to ask to find out whether the newest event seen is there; `answered` takes the replies."""
-        key, newest = layout.events(partition), self._newest.get(partition, "0-0")
-        return (("XRANGE", key, newest, newest), ("XREVRANGE", key, "+", "-", "COUNT", 1), ("XLEN", key))
+    @staticmethod
+    def questions(layout: Keys, partition: int, seen: str) -> tuple[Command, ...]:
+        """What to ask to find out whether an event is there; `answered` takes the replies."""
+        key = layout.events(partition)
+        return (("XRANGE", key, seen, seen), ("XREVRANGE", key, "+", "-", "COUNT", 1), ("XLEN", key))
 
-    def answered(self, partition: int, asked: tuple[Command, ...], replies: list[Any], maxlen: int) -> None:
+    def answered(self, partition: int, seen: str, replies: list[Any], maxlen: int) -> None:
         """Judge the replies. An event that is missing in a stream that is long enough to have been trimmed proves
         nothing, unless all that is there is older."""
-        seen = asked[0][2]
         there, last, length = replies
         newest = last[0][0].decode() if last else None
         if not there and (newest is None or _place(newest) < _place(seen) or length < maxlen):
@@ -76,13 +78,15 @@ class Seen:
         if seen is not None and (newest is None or _place(newest) < _place(seen)):
             self._lost(partition, seen, newest)
 
-    def _lost(self, partition: int, seen: str | None, newest: str | None) -> None:
-        # Whoever takes it out says it: others may find it at the same time, and some events may have come meanwhile.
-        if seen is None or self._newest.get(partition) != seen or self._newest.pop(partition, None) is None:
+    def _lost(self, partition: int, seen: str, newest: str | None) -> None:
+        if self._newest.get(partition) == seen:  # else events have come since
+            self._newest.pop(partition, None)
+            if newest is not None:
+                self._newest[partition] = newest
+        self.doubtful.pop(partition, None)
+        mine = object()
+        if self._told.setdefault((partition, seen), mine) is not mine:  # others may find it at the same time
             return
-        self.doubtful.discard(partition)
-        if newest is not None:
-            self._newest[partition] = newest
         _log.warning(
             "the server at %s has lost data: in partition %d it had confirmed %s, and its newest event is %s; it was"
             " restarted without its data, failed over to a replica that lagged, or was flushed. What is not there any"

@@ -142,20 +142,21 @@ class Session:
         absent = absent and bool(self.seen) and time.monotonic() - self._absent > ABSENCE_AGE
         if not absent and not self.seen.doubtful:
             return
-        partition: int | None = None
+        partition, seen = 0, None
         try:
             layout = yield from self.open(deadline, write=False)
             partition = layout.partition(sandbox_id)
-            if not self.seen.is_to_be_asked(partition, absent=absent):
+            seen = self.seen.take(partition, absent=absent)
+            if seen is None:
                 return
             self._absent = time.monotonic()
-            asked = self.seen.questions(layout, partition)
+            asked = self.seen.questions(layout, partition, seen)
             replies = yield from self.exchange.ask(asked[0][1], asked, deadline, share=True)
             if not any(isinstance(reply, ServerError) for reply in replies):  # whoever needs the key names it
-                self.seen.answered(partition, asked, replies, self.maxlen)
+                self.seen.answered(partition, seen, replies, self.maxlen)
         except SandboxError as error:
-            if partition is not None and isinstance(error, StoreUnavailableError) and error.code in TRANSIENT:
-                self.seen.doubtful.add(partition)
+            if seen is not None and isinstance(error, StoreUnavailableError) and error.code in TRANSIENT:
+                self.seen.doubtful.setdefault(partition, seen)
 
     def fetch(self, layout: keys.Keys, sandbox_id: str, deadline: Deadline) -> Op[Sandbox | None]:
         """The sandbox in a record; None when there is none."""
