@@ -336,7 +336,7 @@ def test_a_write_is_on_the_disk_when_its_call_returns(write, flavour, durable):
 def test_a_server_without_an_append_only_file_is_found_out_before_anything_is_written(flavour, pair, other):
     with opened(flavour, pair.url, write_concern=DISK) as store:
         for write in (lambda: store.create(sandbox_id="a"), lambda: store.create(sandbox_id="b")):
-            with pytest.raises(StoreUnavailableError, match="no append-only file.*nothing was written") as caught:
+            with pytest.raises(StoreUnavailableError, match=r"no append-only file.*nothing was written") as caught:
                 write()
             assert caught.value.code == "UNSUPPORTED"
     assert other.ids(states=list(State)) == []
@@ -349,7 +349,7 @@ def test_a_server_without_waitaof_is_found_out_before_anything_is_written(flavou
         if client.info("server")["redis_version"] > "7.2":
             pytest.skip("this server has WAITAOF")
     with opened(flavour, pair.url, write_concern=DISK) as store:
-        with pytest.raises(StoreUnavailableError, match="it has no WAITAOF.*nothing was written"):
+        with pytest.raises(StoreUnavailableError, match=r"it has no WAITAOF.*nothing was written"):
             store.create(sandbox_id="a")
         with store.batch() as batch:
             result = batch.create(sandbox_id="a")
@@ -371,7 +371,7 @@ def test_an_append_only_file_that_is_switched_off_later_does_not_confirm(flavour
 
 def test_fakeredis_cannot_confirm_and_says_so():
     with SandboxStore(fakeredis.FakeRedis(server=fakeredis.FakeServer()), write_concern=REPLICA) as store:
-        with pytest.raises(StoreUnavailableError, match="it has no WAIT;.*nothing was written"):
+        with pytest.raises(StoreUnavailableError, match=r"it has no WAIT;.*nothing was written"):
             store.create(sandbox_id="a")
         assert store.ids(states=list(State)) == []
 
