@@ -34,7 +34,8 @@ from sandbox_redis.operations import Operations
 from sandbox_redis.server import EmbeddedServer
 from sandbox_redis.wire import Lease, SendAll
 
-REPLICA = WriteConcern(replicas=1, timeout=0.2)
+REPLICA = WriteConcern(replicas=1, timeout=3)
+SOON = WriteConcern(replicas=1, timeout=0.2)
 DISK = WriteConcern(fsync=True)
 every_flavour = pytest.mark.parametrize("flavour", ["sync", "asyncio"])
 every_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
@@ -58,7 +59,11 @@ class Pair:
 
 def is_online(client: redis.Redis) -> bool:
     # It answers at its next heartbeat for the first time, up to a second later.
-    return client.info("replication").get("slave0", {}).get("state") == "online" and client.wait(1, 10) == 1
+    if client.info("replication").get("slave0", {}).get("state") != "online":
+        return False
+    with client.client() as same:
+        same.set("written", "now")
+        return same.wait(1, 10) == 1
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +126,9 @@ def test_a_write_that_the_replica_has_is_as_any_other(write, flavour, pair, othe
 @every_flavour
 @every_write
 def test_a_write_that_the_replica_does_not_have_in_time_is_made_and_not_confirmed(write, flavour, pair, other):
-    with opened(flavour, pair.url, agent="me", write_concern=REPLICA) as store:
+    with opened(flavour, pair.url, agent="me", write_concern=SOON) as store:
         write.prepare(other, "a")
-        store.create(sandbox_id="unconcerned")
+        store.create(sandbox_id="unconcerned", write_concern=REPLICA)
         pair.halt()
         with pytest.raises(DurabilityError, match="was made, but is not confirmed") as caught:
             write.run(store, "a")
@@ -145,20 +150,20 @@ def test_a_call_has_a_write_concern_of_its_own(flavour, pair):
         pair.halt()
         store.start("a", pid=1)
         with pytest.raises(DurabilityError):
-            store.stop("a", write_concern=REPLICA)
+            store.stop("a", write_concern=SOON)
         with pytest.raises(DurabilityError):
-            store.status("a").update(lambda status: replace(status, exit_status=1), write_concern=REPLICA)
-    with opened(flavour, pair.url, write_concern=REPLICA) as store:
+            store.status("a").update(lambda status: replace(status, exit_status=1), write_concern=SOON)
+    with opened(flavour, pair.url, write_concern=SOON) as store:
         assert store.remove("a", write_concern=WriteConcern()) is True
 
 
 @every_flavour
 def test_what_changes_nothing_or_is_refused_is_not_confirmed_either(flavour, pair):
-    with opened(flavour, pair.url, write_concern=REPLICA) as store:
-        store.create(sandbox_id="init")
-        store.create(sandbox_id="a")
-        store.start("a", pid=1)
-        stopped = store.stop("a")
+    with opened(flavour, pair.url, write_concern=SOON) as store:
+        store.create(sandbox_id="init", write_concern=REPLICA)
+        store.create(sandbox_id="a", write_concern=REPLICA)
+        store.start("a", pid=1, write_concern=REPLICA)
+        stopped = store.stop("a", write_concern=REPLICA)
         pair.halt()
         assert store.stop("a") == stopped
         assert store.update("a", lambda status: status) == stopped
@@ -242,7 +247,7 @@ def test_a_batch_waits_once_for_all(flavour, pair, other):
         assert isinstance(refused.error, NotFoundError)
         pair.halt()
         with store.batch() as batch:
-            results = [batch.stop(f"s{i}", write_concern=REPLICA) for i in range(1000)]
+            results = [batch.stop(f"s{i}", write_concern=SOON) for i in range(1000)]
             plain = batch.create(sandbox_id="plain")
         assert {type(result.error) for result in results} == {DurabilityError}
         assert [result.error.sandbox.id for result in results] == [f"s{i}" for i in range(1000)]
@@ -267,7 +272,7 @@ def test_packets_with_one_tail_become_one_in_a_batch():
                 case ("XREVRANGE", *_):
                     reply = [[]]
                 case _:
-                    assert (send.lease, send.commands[-1]) == (Lease.ALONE, ("WAIT", 1, 200))
+                    assert (send.lease, send.commands[-1]) == (Lease.ALONE, ("WAIT", 1, 3000))
                     sizes.append(len(send.commands) - 1)
                     tokens = [command[3 + command[2] + 2] for command in send.commands[:-1]]
                     reply = [[b"OK", [b"state", b"INIT", b"request", token.encode()]] for token in tokens] + [1]
