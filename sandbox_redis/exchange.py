@@ -22,6 +22,7 @@ CONFLICT_MAX: Final = (
     0.004  # seconds; with longer ones whoever wins goes on winning (measured: 0.1 of the fastest's rate)
 )
 ATTEMPT_MIN: Final = 0.02  # seconds; an attempt with less would end without an answer on a busy machine
+TICK: Final = 0.1  # seconds: servers look at their clock so often, so to wait in vain takes that much longer
 SUPPLIES: Final = 5  # scripts that a server may lack within one operation, before its deadline counts for that, too
 FIND_PAGE: Final = 1000  # events per find call; about 1 ms of server time
 
@@ -97,8 +98,8 @@ class Deadline:
         """Seconds that a write may wait to be confirmed, at most `seconds`, and that its packet may take with that."""
         left = self._at - self._clock()
         left = self._timeout if left > self._timeout * 0.9 else max(left, self._least)  # as for `share`
-        wait = min(seconds, left * 0.75)
-        return wait, (wait + left) / 2
+        wait = max(min(seconds, left * 0.75 - TICK), left * 0.25)
+        return wait, (min(wait + TICK, left) + left) / 2
 
     def pause(self, error: SandboxError, longest: float = PAUSE_MAX) -> Op[None]:
         """Wait before the next attempt, or raise `error` when there is no time for one. The pauses grow

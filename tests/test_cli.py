@@ -773,7 +773,7 @@ def test_every_error_is_one_line_and_an_exit_status(cli, monkeypatch, error, sta
 
 def test_what_is_made_and_not_confirmed_is_printed_and_has_a_status_of_its_own(cli, store):
     """The server has no replica, and no append-only file."""
-    hasty = ("--wait-replicas", 1, "--timeout", 0.2)
+    hasty = ("--wait-replicas", 1, "--timeout", 1)
     for command, printed in (
         (("create", "--id", "a"), "a\n"),
         (("start", "a", "--pid", 7), "a READY\n"),
