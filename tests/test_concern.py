@@ -31,6 +31,7 @@ from sandbox_redis import (
 )
 from sandbox_redis.batch import Batch
 from sandbox_redis.operations import Operations
+from sandbox_redis.scripts import FOLDER, script
 from sandbox_redis.server import EmbeddedServer
 from sandbox_redis.topology import Single
 from sandbox_redis.wire import Lease, SendAll
@@ -90,6 +91,9 @@ def pair(request, pairs, until) -> Iterator[Pair]:
         client.config_set("repl-diskless-sync-delay", 0)
         until(lambda: is_online(client))
         client.flushall()
+        for path in FOLDER.iterdir():
+            if path.name.endswith(".lua"):
+                client.script_load(script(path.name.removesuffix(".lua")).source)
     yield found
     found.resume()
 
