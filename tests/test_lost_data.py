@@ -33,7 +33,7 @@ def noticed(flavour, until) -> Callable[..., None]:
 
     def wait(store) -> None:
         if flavour == "asyncio":  # whose loop runs while the store is idle, but not in these tests
-            shared = store.wrapped._lane._shared
+            shared = next(iter(store.wrapped._lane._pools.values()))._shared
             until(lambda: store.runner.run(asyncio.sleep(0)) or all(each.failure for each in shared))
 
     return wait
