@@ -29,8 +29,9 @@ sentinel parallel-syncs {SERVICE} 1
 """
 # Sentinels read INFO each 10 s, and only after four greetings they make a server that was the master a replica again.
 # They ask a new master after a second whether it is there, when by the above it counts as down already: it would be
-# replaced at once, with the loss of what it was told (measured).
-_PERIODS: Final = {"PING-PERIOD": 100, "INFO-PERIOD": 1000, "PUBLISH-PERIOD": 500, "ASK-PERIOD": 500}
+# replaced at once, with the loss of what it was told (measured). But a replica that has not answered for five of those
+# periods is not chosen.
+_PERIODS: Final = {"PING-PERIOD": 300, "INFO-PERIOD": 1000, "PUBLISH-PERIOD": 500, "ASK-PERIOD": 500}
 
 
 class Standalone(Deployment):

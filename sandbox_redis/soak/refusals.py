@@ -44,6 +44,11 @@ class PauseWrites(Fault):
     name = "pause-writes"
     _SECONDS: Final = 60
 
+    @classmethod
+    def may_lose(cls, deployment: Deployment) -> bool:
+        """What sentinels publish waits as well, and their PING behind it: they let a replica take over."""
+        return deployment.topology == "sentinel" and fails_over(deployment)
+
     def cause(self) -> str:
         """Pause them."""
         server = self.master()
