@@ -108,6 +108,7 @@ def test_the_operations_of_asyncio_are_coroutines():
         "mirror",
         "list_and_watch",
         "audit",
+        "doctor",
         "aclose",
     }:
         assert inspect.iscoroutinefunction(getattr(AsyncSandboxStore, name)), name
@@ -195,9 +196,11 @@ def imports(name: str, *, lazily: bool = False) -> set[str]:
 
 
 LAYERS = [
-    {"errors", "states", "wire"},
+    {"errors", "states", "wire", "findings"},
     {"checks", "keys", "scripts"},
     {"record", "exchange", "faces"},
+    {"replay"},
+    {"judge"},
     {"session", "in_step", "selection"},
     {"transaction", "listing"},
     {"follow"},
@@ -206,7 +209,9 @@ LAYERS = [
     {"waiting"},
     {"queries"},
     {"operations"},
-    {"batch", "audit", "connect", "server"},
+    {"examine", "vitals"},
+    {"diagnosis"},
+    {"batch", "audit", "doctor", "connect", "server"},
     {"lane", "aio_lane"},
     {"line"},
     {"driver"},
@@ -251,6 +256,13 @@ def test_imports_point_one_way():
         "watching",
         "waiting",
         "mirroring",
+        "findings",
+        "replay",
+        "judge",
+        "examine",
+        "vitals",
+        "diagnosis",
+        "doctor",
     ],
 )
 def test_what_decides_does_no_input_or_output(name):
