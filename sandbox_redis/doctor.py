@@ -6,18 +6,21 @@ an event.
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import Any, Final
 
 from sandbox_redis import judge
 from sandbox_redis.diagnosis import diagnose
 from sandbox_redis.errors import SchemaError, StoreUnavailableError
-from sandbox_redis.examine import Examination, Progress
+from sandbox_redis.examine import Examination, Progress, Suspect
 from sandbox_redis.findings import Finding, Report, Severity
+from sandbox_redis.in_step import together
 from sandbox_redis.keys import Keys, meta
 from sandbox_redis.operations import Operations
 from sandbox_redis.replay import text
 from sandbox_redis.vitals import servers, vitals
 from sandbox_redis.wire import Op, ServerError
+
+TOGETHER: Final = 200  # sandboxes mended in one round trip
 
 
 def doctor(
@@ -95,20 +98,34 @@ def _servers(operations: Operations, layout: Keys, partitions: list[int], timeou
 def _repair(operations: Operations, layout: Keys, found: Examination, timeout: float | None) -> Op[list[str]]:
     """Mend what is damaged, and take what is mended out of the findings; says what was done."""
     done: list[str] = []
-    for place in sorted(found.damaged, key=lambda each: (each[1].kind == "node", each)):  # which depend on sandboxes
-        partition, suspect = place
-        record = layout.status_prefix(partition).encode() + suspect.id  # an id may be anything, as bytes
-        names: tuple[Any, ...] = (record, *layout.states(partition), layout.nodes(partition))
-        args = (suspect.kind, suspect.id, layout.node(partition, ""), *[suspect.node] * bool(suspect.node))
-        reply = yield from operations.exchange.run("repair", names, args, operations.deadline(timeout))
-        if isinstance(reply, ServerError):
-            continue  # a key of another type is in the way, which is among the findings
-        _, added, removed = reply
-        for words, changes in (("put into", added), ("taken out of", removed)):
-            done += sorted(f"{text(who)} {words} {text(index)}" for index, who in _pairs(changes))
-        for finding in found.damaged[place]:
-            del found.findings[finding.message]
+    for kind in ("sandbox", "node"):  # which nodes are used depends on the sandboxes
+        places = sorted(place for place in found.damaged if place[1].kind == kind)
+        for at in range(0, len(places), TOGETHER):
+            some = places[at : at + TOGETHER]
+            for place, words in zip(
+                some, (yield from together(_mend(operations, layout, *each, timeout) for each in some)), strict=True
+            ):
+                if words is None:
+                    continue  # a key of another type is in the way, which is among the findings
+                done += words
+                for finding in found.damaged[place]:
+                    del found.findings[finding.message]
     return done
+
+
+def _mend(
+    operations: Operations, layout: Keys, partition: int, suspect: Suspect, timeout: float | None
+) -> Op[list[str] | None]:
+    """Mend one sandbox or node; says what was done, or None when a key of another type is in the way."""
+    record = layout.status_prefix(partition).encode() + suspect.id  # an id may be anything, as bytes
+    names: tuple[Any, ...] = (record, *layout.states(partition), layout.nodes(partition))
+    args = (suspect.kind, suspect.id, layout.node(partition, ""), *[suspect.node] * bool(suspect.node))
+    reply = yield from operations.exchange.run("repair", names, args, operations.deadline(timeout))
+    if isinstance(reply, ServerError):
+        return None
+    _, added, removed = reply
+    changes = (("put into", added), ("taken out of", removed))
+    return [f"{text(who)} {words} {text(index)}" for words, flat in changes for index, who in sorted(_pairs(flat))]
 
 
 def _pairs(flat: list[bytes]) -> zip[tuple[bytes, bytes]]:

@@ -18,9 +18,8 @@ from sandbox_redis.states import State
 
 STATES: Final = tuple(state.value.encode() for state in State)
 _REPAIR: Final = "doctor --repair mends it"
-_BY_HAND: Final = (
-    "it was changed by hand or lost: look at its history; stop and remove it if nobody can tell what is so"
-)
+_BY_HAND: Final = "it was changed by hand: find out what runs, then let its agent update it, or stop it and remove it"
+_LOST: Final = "its record was deleted by hand: if it still runs, load it again"
 _UNREADABLE: Final = "find out what runs, then stop it and remove it: sandbox-redis stop, sandbox-redis rm"
 
 
@@ -72,14 +71,14 @@ def sandbox(
 ) -> Iterator[Finding]:
     """All that is wrong with one sandbox but for its key; `asked` is a node whose index may have it, or empty; `replay`
     is None where there are no events."""
-    name, key = text(raw), layout.status_prefix(partition) + text(raw)
+    name, key = text(raw) or "''", layout.status_prefix(partition) + text(raw)
     if seen.record is None:
         return  # whoever read the key has said so
     record = pairs(seen.record)
     if record and (trouble := sandbox_from_flat(name, key, seen.record).problem):
         yield problem(key, trouble, _UNREADABLE)
     if raw and replay is not None and (difference := replay.differs(raw, record)):
-        yield problem(key, difference, _BY_HAND)
+        yield problem(key, difference, _BY_HAND if record else _LOST)
     for state, score in zip(STATES, seen.states, strict=True):
         index = layout.state(partition, state.decode())
         yield from _entry(index, name, score, belongs=bool(record) and state == state_of(record))
@@ -118,7 +117,7 @@ def wrong_type(key: str, wanted: str) -> Finding:
 
 def expiring(key: str, milliseconds: int) -> Finding:
     """A key that would go away by itself."""
-    wrong = f"{key} has a time to live: it will be gone in {milliseconds / 1000:g} s"
+    wrong = f"{key} has a time to live: it will be gone in {max(1, milliseconds // 1000)} s"
     return problem(key, wrong, f"redis-cli PERSIST {shlex.quote(key)}, and find out who set it")
 
 
@@ -138,7 +137,7 @@ def strangers(layout: Keys, keys: set[bytes], *, laid_out: bool) -> Iterator[Fin
             advice = f"{_look(key)}; rename it, or delete it if nobody needs it"
             yield Finding(Severity.WARNING, "store", key, f"{key} is none of the store's keys", advice)
     for partition, some in lost.items():
-        example = f"{len(some):,} keys such as {text(some[0])}"
+        example = f"{len(some):,} keys, {text(some[0])} among them,"
         if laid_out:
             wrong = f"{example} are in partition {partition}, and the store has {layout.partitions}"
             advice = f"if {name} was changed, restore its partitions from a backup; else look at them, then delete them"
