@@ -34,7 +34,7 @@ Told = tuple[Severity, str, str] | tuple[Severity, str, str, str]
 def _all(vitals: Vitals) -> Iterator[Told]:
     for question, reason in vitals.unanswered.items():
         left_out = f"{question} was refused, so what it tells was not checked ({reason.rstrip(' :')})"
-        yield NOTE, question, left_out, f"ask as a user who may: the user {vitals.user!r} cannot"
+        yield NOTE, question, left_out, f"ask as a user who may: {_who(vitals)} cannot"
     if vitals.info:
         yield from _version(vitals)
     yield from _persistence(vitals)
@@ -148,31 +148,35 @@ def _cluster(vitals: Vitals) -> Iterator[Told]:
 
 
 def _rights(vitals: Vitals) -> Iterator[Told]:
-    user, forbidden = vitals.user, vitals.forbidden
+    who, forbidden = _who(vitals), vitals.forbidden
     if forbidden is None:
-        yield NOTE, "rights", f"the server cannot tell what the user {user!r} may do"
+        yield NOTE, "rights", f"the server cannot tell what {who} may do"
         return
     advice = "change it with ACL SETUSER, or log in as another user"
     if reads := [name for name in forbidden if name in READS]:
         yield (
             PROBLEM,
             "rights",
-            f"the user {user!r} may not send {', '.join(reads)}, without which none can read",
+            f"{who} may not send {', '.join(reads)}, without which none can read",
             advice,
         )
     if writes := [name for name in forbidden if name in WRITES]:
         needed = [name for name in ("HSET", "ZADD", "XADD") if name in writes]
         if len(needed) == 3:
-            yield NOTE, "rights", f"the user {user!r} may only read: agents need another one"
+            yield NOTE, "rights", f"{who} may only read: agents need another one"
         else:
-            yield PROBLEM, "rights", f"the user {user!r} may not send {', '.join(writes)}, which agents need", advice
+            yield PROBLEM, "rights", f"{who} may not send {', '.join(writes)}, which agents need", advice
     if "SCRIPT LOAD" in forbidden:
-        yield PROBLEM, "rights", f"the user {user!r} may not send SCRIPT LOAD, which every new server needs", advice
+        yield PROBLEM, "rights", f"{who} may not send SCRIPT LOAD, which every new server needs", advice
     if "CLIENT KILL" in forbidden:
         fence = "writes whose replies are lost are looked for without a fence"
-        yield NOTE, "rights", f"the user {user!r} may not send CLIENT KILL: {fence}", advice
+        yield NOTE, "rights", f"{who} may not send CLIENT KILL: {fence}", advice
     if not forbidden:
-        yield OK, "rights", f"the user {user!r} may do all that agents do"
+        yield OK, "rights", f"{who} may do all that agents do"
+
+
+def _who(vitals: Vitals) -> str:
+    return f"the user {vitals.user!r}" if vitals.user else "this user"
 
 
 def _clock(vitals: Vitals) -> Iterator[Told]:

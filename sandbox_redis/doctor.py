@@ -119,7 +119,8 @@ def _mend(
     """Mend one sandbox or node; says what was done, or None when a key of another type is in the way."""
     record = layout.status_prefix(partition).encode() + suspect.id  # an id may be anything, as bytes
     names: tuple[Any, ...] = (record, *layout.states(partition), layout.nodes(partition))
-    args = (suspect.kind, suspect.id, layout.node(partition, ""), *[suspect.node] * bool(suspect.node))
+    others = [suspect.node] if suspect.node or suspect.kind == "node" else []
+    args = (suspect.kind, suspect.id, layout.node(partition, ""), *others)
     reply = yield from operations.exchange.run("repair", names, args, operations.deadline(timeout))
     if isinstance(reply, ServerError):
         return None

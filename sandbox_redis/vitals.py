@@ -41,7 +41,8 @@ class Vitals:
     """CLUSTER INFO; empty on a server that is in none."""
     unanswered: dict[str, str] = field(default_factory=dict)
     """What was asked in vain, and why."""
-    user: str = "default"
+    user: str = ""
+    """Empty when it may not ask."""
     forbidden: tuple[str, ...] | None = ()
     """The commands of `READS`, `WRITES` and `HELPERS` that the user may not send; None when the server cannot tell."""
     offset: float = 0.0
