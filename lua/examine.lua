@@ -25,7 +25,7 @@ local asked = { unpack(ARGV, 4) }
 local function ask(...)
   local reply = redis.pcall(...)
   if reply and reply.err then
-    return not string.find(reply.err, "WRONGTYPE", 1, true) and redis.call(...)
+    return not string.find(tostring(reply.err), "WRONGTYPE", 1, true) and redis.call(...)
   end
   return reply
 end

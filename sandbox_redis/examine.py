@@ -5,7 +5,7 @@ events are of one moment, before anything is said. It changes nothing. What is w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from sandbox_redis import judge, keys
@@ -134,34 +134,35 @@ class _Partition:
             told = self.replay.last.items()
             self._suspect(raw for raw, (_, status) in told if raw and status[0] is not None and raw not in self.facts)
         self.facts.clear()
-        yield from self._read_events()  # so that little is left for the scripts
         yield from self._look_again()
         self.whole.events += self.replay.number if self.replay else 0
 
     def _suspect(self, ids: Iterable[bytes], node: bytes = b"") -> None:
         self.suspects.update(dict.fromkeys(Suspect("sandbox", raw, node) for raw in ids))
 
-    def _read_events(self) -> Op[None]:
-        while self.replay is not None:
-            page = ("XRANGE", self.events, self.replay.after, "+", "COUNT", PAGE)
-            first = ("XRANGE", self.events, "-", "+", "COUNT", 1)
-            entries, oldest, left = yield from self.whole.ask(self.number, page, first, ("PTTL", self.events))
-            if isinstance(entries, ServerError) or isinstance(oldest, ServerError):
-                self.whole.tell(judge.wrong_type(self.events, "stream"))
-                self.replay = None
-                return
-            self._expiring(self.events.encode(), left)
-            self._play(entries, oldest)
+    def _read_events(self, only: Container[bytes] | None = None) -> Op[None]:
+        """Read on to what is the newest event now: agents may write faster than anybody reads."""
+        newest = ("XREVRANGE", self.events, "+", "-", "COUNT", 1)
+        last, left = yield from self.whole.ask(self.number, newest, ("PTTL", self.events))
+        self._expiring(self.events.encode(), left)
+        if isinstance(last, ServerError):
+            self.whole.tell(judge.wrong_type(self.events, "stream"))
+            self.replay = None
+        while self.replay is not None and last and self.replay.newest != last[0][0]:
+            page = ("XRANGE", self.events, self.replay.after, last[0][0], "COUNT", PAGE)
+            oldest = ("XRANGE", self.events, "-", "+", "COUNT", 1)
+            entries, first = yield from self.whole.ask(self.number, page, oldest)
+            self._play(entries, first, only)
             if len(entries) < PAGE:
                 return
 
-    def _play(self, entries: list[Entry], oldest: list[Entry]) -> None:
+    def _play(self, entries: list[Entry], first: list[Entry], only: Container[bytes] | None = None) -> None:
         if self.replay is None:
             return
         advice = "the events are history: nothing mends them; find out who writes to the stream by hand"
-        said = self.replay.take(entries, oldest)
+        said = self.replay.take(entries, first, only)
         self.whole.tell(*(judge.problem(self.events, message, advice) for message in said))
-        if self.whole.keep is not None:
+        if self.whole.keep is not None and only is None:
             for revision, flat in entries:
                 self.whole.keep(event_from_fields(revision.decode(), self.events, pairs(flat)))
 
@@ -251,6 +252,9 @@ class _Partition:
         layout, number = self.whole.layout, self.number
         names = (self.events, *layout.states(number), self.nodes)
         suspects = list(self.suspects)
+        ids = {suspect.id for suspect in suspects}
+        if suspects:
+            yield from self._read_events(ids)  # so that little is left for the scripts
         for at in range(0, len(suspects), AGAIN):
             some = suspects[at : at + AGAIN]
             after = self.replay.after if self.replay else b"+"
@@ -259,7 +263,7 @@ class _Partition:
             deadline = operations.deadline(self.whole.timeout)
             reply = yield from operations.exchange.run("examine", names, args, deadline)
             _, first, since, found = reply
-            self._play(since, first)
+            self._play(since, first, ids)
             for suspect, seen in zip(some, found, strict=True):
                 new = self.whole.tell(*self._judged(suspect, seen))
                 if repairable := [each for each in new if each.repairable]:

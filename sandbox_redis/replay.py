@@ -4,7 +4,7 @@ them stands in ``examine.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sandbox_redis.record import pairs
@@ -45,20 +45,25 @@ class Replay:
         """Where the events go on that have not been read."""
         return b"-" if self.newest is None else b"(" + self.newest
 
-    def take(self, entries: Iterable[Entry], first: Iterable[Entry]) -> Iterator[str]:
-        """The next events, and the oldest that was there when they had been read; says what contradicts itself."""
+    def take(
+        self, entries: Iterable[Entry], first: Iterable[Entry], only: Container[bytes] | None = None
+    ) -> Iterator[str]:
+        """The next events, and the oldest that was there when they had been read; says what contradicts itself. With
+        `only`, those of other ids are passed over: from then on nothing is known of these."""
         there = next((place(revision) for revision, _ in first), None)
         if self.newest is not None and there is not None and there > place(self.newest):
             self.last.clear()  # some were trimmed before they were read
             self.oldest = None
         for revision, flat in entries:
-            fields = pairs(flat)
-            yield from self._contradictions(revision, fields)
-            self.last[fields.get(b"id", b"")] = revision, tuple(fields.get(name) for name in STATUS)
             if self.oldest is None:
                 self.oldest = place(revision)
             self.newest = revision
-            self.number += 1
+            if only is not None and flat[1] not in only:  # the id is the first field of each event
+                continue
+            fields = pairs(flat)
+            yield from self._contradictions(revision, fields)
+            self.last[fields.get(b"id", b"")] = revision, tuple(fields.get(name) for name in STATUS)
+            self.number += only is None
 
     def _contradictions(self, revision: bytes, fields: Mapping[bytes, bytes]) -> Iterator[str]:
         raw = fields.get(b"id", b"")
