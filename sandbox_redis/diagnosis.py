@@ -144,7 +144,7 @@ def _cluster(vitals: Vitals) -> Iterator[Told]:
         if (failing := said.get(field, "0")) != "0":
             yield PROBLEM if field == "cluster_slots_fail" else WARNING, "cluster", f"{field} is {failing}", advice
     if said.get("cluster_state") == "ok":
-        yield OK, "cluster", f"ok, {said.get('cluster_size', '?')} masters"
+        yield OK, "cluster", f"ok, masters: {said.get('cluster_size', '?')}"
 
 
 def _rights(vitals: Vitals) -> Iterator[Told]:

@@ -19,6 +19,7 @@ from sandbox_redis.wire import Command, Op, ServerError
 PAGE: Final = 1000  # keys, index entries or events in one reply
 RECORDS: Final = 200  # records in one reply; each may take 64 KiB
 AGAIN: Final = 100  # sandboxes looked at in one script; about 1 ms of server time
+_GONE: Final = -2  # PTTL's answer for a key that is not there
 Progress = Callable[[int, int], None]
 """Called with how many keys have been read, and how many there are."""
 
@@ -80,6 +81,8 @@ class Examination:
             (left,) = yield from self.operations.exchange.ask(meta, (("PTTL", meta),), deadline)
             if left >= 0:
                 self.tell(judge.expiring(meta, left))
+            elif left == _GONE:
+                self.tell(judge.meta_gone(layout, self.operations.maxlen))
             for partition in range(layout.partitions):
                 here = _Partition(self, partition, found.pop(partition, set()))
                 yield from here.run()
@@ -202,50 +205,43 @@ class _Partition:
         return judge.state_of(record), record.get(b"node", b"")
 
     def _read_indexes(self, places: list[bytes]) -> Op[None]:
-        stateless = set(self.facts)
-        nodeless = {raw for raw, (_, node) in self.facts.items() if node}
+        missing = set(self.facts), {raw for raw, (_, node) in self.facts.items() if node}  # in states, on nodes
         for key in places:
-            state, node = self.indexes.get(key, b""), key[len(self.on_node) :]
-            cursor = b"0"
-            while True:
-                scanned, left = yield from self.whole.ask(
-                    self.number, ("ZSCAN", key, cursor, "COUNT", PAGE), ("PTTL", key)
-                )
-                self._expiring(key, left)
-                if isinstance(scanned, ServerError):
-                    self.whole.tell(judge.wrong_type(text(key), "sorted set"))
-                    break
-                cursor, flat = scanned
-                for raw, score in pairs(flat).items():
-                    right = self.facts.get(raw, (b"", b""))
-                    if float(score) != 0 or (right[0] != state if state else right[1] != node):
-                        self._suspect([raw], b"" if state else node)
-                    else:
-                        (stateless if state else nodeless).discard(raw)
-                if cursor == b"0":
-                    break
+            which = 0 if key in self.indexes else 1
+            value = self.indexes.get(key) or key[len(self.on_node) :]
+
+            def look(raw: bytes, score: bytes, which: int = which, value: bytes = value) -> None:
+                if float(score) == 0 and raw in self.facts and self.facts[raw][which] == value:
+                    missing[which].discard(raw)
+                else:
+                    self._suspect([raw], value if which else b"")
+
+            yield from self._read_index(key, look)
             self.whole.read += 1
-        self._suspect(stateless | nodeless)
+        self._suspect(missing[0] | missing[1])
 
     def _read_nodes(self, rest: set[bytes]) -> Op[None]:
         named: set[bytes] = set()
+        if (yield from self._read_index(self.nodes.encode(), lambda node, _: named.add(node))):
+            used = {node for _, node in self.facts.values() if node}
+            indexed = {key[len(self.on_node) :] for key in rest if key.startswith(self.on_node)}
+            self.suspects |= dict.fromkeys(Suspect("node", b"", node) for node in (named ^ used) | (indexed - named))
+
+    def _read_index(self, key: bytes, look: Callable[[bytes, bytes], None]) -> Op[bool]:
+        """Look at each entry, with its score; False for a key of another type."""
         cursor = b"0"
         while True:
-            scanned, left = yield from self.whole.ask(
-                self.number, ("ZSCAN", self.nodes, cursor, "COUNT", PAGE), ("PTTL", self.nodes)
-            )
-            self._expiring(self.nodes.encode(), left)
+            commands = ("ZSCAN", key, cursor, "COUNT", PAGE), ("PTTL", key)
+            scanned, left = yield from self.whole.ask(self.number, *commands)
+            self._expiring(key, left)
             if isinstance(scanned, ServerError):
-                self.whole.tell(judge.wrong_type(self.nodes, "sorted set"))
-                return
+                self.whole.tell(judge.wrong_type(text(key), "sorted set"))
+                return False
             cursor, flat = scanned
-            named.update(flat[::2])
+            for raw, score in pairs(flat).items():
+                look(raw, score)
             if cursor == b"0":
-                break
-        used = {node for _, node in self.facts.values() if node}
-        indexed = {key[len(self.on_node) :] for key in rest if key.startswith(self.on_node)}
-        for node in (named ^ used) | (indexed - named):
-            self.suspects[Suspect("node", b"", node)] = None
+                return True
 
     def _look_again(self) -> Op[None]:
         """Judge what is suspicious, at most `AGAIN` at a time, each time by what is so at one moment."""

@@ -121,6 +121,14 @@ def expiring(key: str, milliseconds: int) -> Finding:
     return problem(key, wrong, f"redis-cli PERSIST {shlex.quote(key)}, and find out who set it")
 
 
+def meta_gone(layout: Keys, maxlen: int) -> Finding:
+    """A store in use whose layout is not there any more."""
+    name = meta(layout.prefix)
+    wrong = f"{name}, which says how the store is laid out, is not there any more"
+    fields = f"schema 1 partitions {layout.partitions} events_maxlen {maxlen}"
+    return problem(name, wrong, f"before any other agent writes: redis-cli HSET {shlex.quote(name)} {fields}")
+
+
 def strangers(layout: Keys, keys: set[bytes], *, laid_out: bool) -> Iterator[Finding]:
     """What is wrong with keys that begin as the store's do, and are none of its."""
     name = meta(layout.prefix)

@@ -4,6 +4,7 @@ said of a sound store however busy it is; and what servers say of themselves is 
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox_redis import Metadata, SandboxStore, Severity, State, judge
-from sandbox_redis.cli import main
+from sandbox_redis.cli import doctor, main
 from sandbox_redis.diagnosis import diagnose
 from sandbox_redis.keys import Keys
 from sandbox_redis.vitals import HELPERS, READS, WRITES, Vitals
@@ -214,6 +215,17 @@ def test_a_store_whose_layout_is_damaged_says_so_and_is_left_alone(store, client
     assert snapshot() == was
 
 
+def test_a_layout_that_goes_while_it_is_in_use_is_missed_with_what_it_was(store, client, prefix):
+    fill(store)
+    was = client.hgetall(f"{prefix}:meta")
+    client.delete(f"{prefix}:meta")
+    (finding,) = of_store(store.doctor(repair=True))
+    assert finding.severity is Severity.PROBLEM
+    client.execute_command("HSET", f"{prefix}:meta", *finding.advice.split()[-6:])
+    assert client.hgetall(f"{prefix}:meta") == was
+    assert of_store(store.doctor()) == []
+
+
 def test_another_store_whose_prefix_begins_with_ours_is_none_of_our_business(open_store, client, prefix):
     other = open_store(prefix=f"{prefix}:other", partitions=2)
     fill(other)
@@ -243,7 +255,7 @@ print("ready", flush=True)
 while True:
     with store.batch() as batch:
         for _ in range(30):
-            one = f"s{chance.randrange(200)}"
+            one = f"s{chance.randrange(100)}"
             match chance.randrange(5):
                 case 0 | 1: batch.create(sandbox_id=one, node=f"n{chance.randrange(9)}")
                 case 2: batch.start(one, pid=7)
@@ -258,7 +270,7 @@ def busy(servers, prefix):
     started: list[subprocess.Popen[bytes]] = []
 
     def start(url: str) -> None:
-        for seed in range(3):
+        for seed in range(2):
             command = [sys.executable, "-c", AGENT, url, prefix, str(seed)]
             started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
         for agent in started:
@@ -290,7 +302,7 @@ def test_nothing_is_said_of_a_sound_store_however_busy_it_is(
     busy(servers(backend).url)
     before = newest(client, prefix)
     rounds = 0
-    while len(suspicions) < 200 or rounds < 4:  # without a second look each would have been a false alarm
+    while len(suspicions) < 100 or rounds < 3:  # without a second look each would have been a false alarm
         report = store.doctor(repair=rounds % 2 == 0)
         assert (of_store(report), report.mended) == ([], ())
         assert store.audit().problems == []
@@ -308,7 +320,7 @@ def test_damage_is_found_and_mended_while_agents_write(store, servers, backend, 
     fill(store)
     busy(servers(backend).url)
     head = f"{prefix}:{{0}}:"
-    for _ in range(3):
+    for _ in range(2):
         client.zadd(f"{head}state:READY", {"ghost": 0})
         client.zrem(f"{head}state:NOTREADY", "c")
         client.zadd(f"{head}nodes", {"ghost-node": 0})
@@ -377,7 +389,7 @@ REPLICA = "ip=10.0.0.2,port=6379,state={},offset=90,lag={}"
         ({"cluster": {"cluster_state": "fail"}}, "cluster", "problem", "state is fail"),
         ({"cluster": {"cluster_state": "ok", "cluster_slots_assigned": "9"}}, "cluster", "problem", "only 9 of 16384"),
         ({"cluster": {"cluster_state": "ok", "cluster_slots_pfail": "3"}}, "cluster", "warning", "pfail is 3"),
-        ({"cluster": {"cluster_state": "ok", "cluster_size": "3"}}, "cluster", "ok", "3 masters"),
+        ({"cluster": {"cluster_state": "ok", "cluster_size": "3"}}, "cluster", "ok", "masters: 3"),
         ({"forbidden": ("XADD",)}, "rights", "problem", "'agent' may not send XADD"),
         ({"forbidden": ("EVALSHA",)}, "rights", "problem", "EVALSHA"),
         ({"forbidden": ("SCRIPT LOAD",)}, "rights", "problem", "SCRIPT LOAD"),
@@ -398,7 +410,7 @@ def test_what_a_server_says_means(change, subject, severity, said):
 
 
 def test_a_real_server_with_a_replica_is_read_rightly(own_server, until):
-    master, replica = own_server(port=0), own_server(port=0)
+    master, replica = own_server(port=0, options={"repl-diskless-sync-delay": "0"}), own_server(port=0)
     with redis.Redis.from_url(master.url) as looking, redis.Redis.from_url(replica.url) as second:
         looking.config_set("maxmemory", "100mb")
         looking.config_set("maxmemory-policy", "allkeys-lru")
@@ -416,6 +428,23 @@ def test_a_real_server_with_a_replica_is_read_rightly(own_server, until):
             assert found["clock"].severity is found["latency"].severity is found["version"].severity is Severity.OK
             said = [each.message for each in other.doctor().findings]
             assert "it is a replica, which takes no writes" in said
+
+
+def test_a_cluster_is_asked_of_its_slots_and_each_of_its_servers_once(own_server, until):
+    options = {"cluster-enabled": "yes", "cluster-require-full-coverage": "no"}
+    server = own_server("redis", port=0, options=options)
+    with redis.Redis.from_url(server.url) as looking, SandboxStore.from_url(server.url, partitions=5) as store:
+        looking.execute_command("CLUSTER", "ADDSLOTSRANGE", 1, 16383)
+        until(lambda: b"cluster_state:ok" in looking.execute_command("CLUSTER", "INFO"))
+        fill(store)
+        said = [(each.severity, each.message) for each in store.doctor().findings if each.subject == "cluster"]
+        assert (Severity.PROBLEM, "only 16383 of 16384 slots have a server") in said
+        looking.execute_command("CLUSTER", "ADDSLOTS", 0)
+        looking.config_resetstat()
+        report = store.doctor()
+        assert [each.message for each in report.findings if each.subject == "cluster"] == ["ok, masters: 1"]
+        assert of_store(report) == []
+        assert looking.info("commandstats")["cmdstat_scan"]["calls"] == 1
 
 
 @pytest.fixture
@@ -543,6 +572,18 @@ def test_very_many_findings_are_counted(command, server, prefix):
     assert out.count("without reason") == 50
     assert "and 250 more; --json has all" in out
     assert "doctor --repair mends 300 of them" in out
+
+
+def test_a_big_store_shows_on_a_terminal_how_far_it_is(command, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(doctor, "BIG", 1)
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    assert command()[0] == 0
+    assert "4 of " in shown.getvalue()
+    assert shown.getvalue().endswith("keys\r\x1b[K")
 
 
 def test_without_a_server_it_ends_as_every_command_does(command):
