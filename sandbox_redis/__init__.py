@@ -26,6 +26,7 @@ from sandbox_redis.errors import (
     TransitionError,
     WaitTimeoutError,
 )
+from sandbox_redis.findings import Finding, Report, Severity
 from sandbox_redis.in_step import Result
 from sandbox_redis.listing import Page
 from sandbox_redis.mirror import Mirror
@@ -53,17 +54,20 @@ __all__ = [
     "Counts",
     "DurabilityError",
     "Event",
+    "Finding",
     "InvalidArgumentError",
     "Metadata",
     "Mirror",
     "NotFoundError",
     "OutcomeUnknownError",
     "Page",
+    "Report",
     "Result",
     "Sandbox",
     "SandboxError",
     "SandboxStore",
     "SchemaError",
+    "Severity",
     "State",
     "Status",
     "StatusStorage",

@@ -17,6 +17,7 @@ from sandbox_redis.aio_waits import Waits
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
 from sandbox_redis.concern import WriteConcern
+from sandbox_redis.doctor import doctor
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
 from sandbox_redis.follow import HEARTBEAT
@@ -134,6 +135,7 @@ class AsyncSandboxStore:
     update = _played(Operations.update)
     remove = _played(Operations.remove)
     audit = _played(audit)
+    doctor = _played(doctor)
 
     def list(
         self,

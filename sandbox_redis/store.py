@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
 from sandbox_redis.concern import WriteConcern
+from sandbox_redis.doctor import doctor
 from sandbox_redis.driver import Ahead, play
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
@@ -158,6 +159,7 @@ class SandboxStore:
     update = _played(Operations.update)
     remove = _played(Operations.remove)
     audit = _played(audit)
+    doctor = _played(doctor)
 
     def list(
         self,

@@ -884,7 +884,7 @@ def test_the_help_of_every_command_has_an_example(cli, command):
 def test_every_operation_has_a_command():
     commands = {command.name for command in app.registered_commands}
     operations = {operation.replace("_", "-") for operation in MACHINE} - {"remove", "force-remove", "update"}
-    insight = {"acl", "counts", "watch", "wait", "top", "history", "key", "states"}
+    insight = {"acl", "counts", "watch", "wait", "doctor", "top", "history", "key", "states"}
     assert operations | insight | {"get", "ls", "rm", "serve", "run", "demo"} == commands
 
 

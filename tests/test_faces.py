@@ -109,6 +109,7 @@ def test_the_operations_of_asyncio_are_coroutines():
         "mirror",
         "list_and_watch",
         "audit",
+        "doctor",
         "aclose",
     }:
         assert inspect.iscoroutinefunction(getattr(AsyncSandboxStore, name)), name
@@ -206,10 +207,12 @@ def imports(name: str, *, lazily: bool = False) -> set[str]:
 
 
 LAYERS = [
-    {"errors", "states", "wire"},
+    {"errors", "states", "wire", "findings"},
     {"checks", "keys", "scripts", "tls"},
     {"concern", "seen"},
     {"record", "exchange", "faces"},
+    {"replay"},
+    {"judge"},
     {"topology"},
     {"session", "in_step", "selection"},
     {"transaction", "listing"},
@@ -219,7 +222,9 @@ LAYERS = [
     {"waiting"},
     {"queries"},
     {"operations"},
-    {"acl", "batch", "audit", "connect", "server"},
+    {"examine", "vitals"},
+    {"diagnosis"},
+    {"acl", "batch", "audit", "doctor", "connect", "server"},
     {"pool", "aio_pool"},
     {"lane", "tail"},
     {"line", "aio_lane"},
@@ -268,6 +273,13 @@ def test_imports_point_one_way():
         "watching",
         "waiting",
         "mirroring",
+        "findings",
+        "replay",
+        "judge",
+        "examine",
+        "vitals",
+        "diagnosis",
+        "doctor",
     ],
 )
 def test_what_decides_does_no_input_or_output(name):

@@ -38,7 +38,7 @@ KEYWORDS = {
     "not",
 }
 KEYWORDS |= {"or", "repeat", "return", "then", "true", "until", "while"}
-GLOBALS = {"redis", "KEYS", "ARGV", "string", "math", "table", "tonumber", "ipairs", "pairs", "unpack"}
+GLOBALS = {"redis", "KEYS", "ARGV", "string", "math", "table", "tonumber", "tostring", "ipairs", "pairs", "unpack"}
 TEMPLATES = {
     "meta": meta("<prefix>"),
     "nodes": Keys("<prefix>", 1).node(0, "").replace("{0}", "{<p>}"),

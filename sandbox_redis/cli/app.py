@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from sandbox_redis import __version__
-from sandbox_redis.cli import acl, creating, history, key, listing, machine, programs, records, top, wait, watch
+from sandbox_redis.cli import acl, creating, doctor, history, key, listing, machine, programs, records, top, wait, watch
 from sandbox_redis.cli.groups import expanded
 from sandbox_redis.cli.options import Form, Where
 from sandbox_redis.cli.statuses import PROGRAM, ExitStatus, complain, complain_of, describe
@@ -72,6 +72,15 @@ INSIGHT: Final[tuple[Entry, ...]] = (
             "sandbox-redis wait job-1 --exit-status || echo failed",
         ),
     ),
+    (
+        "doctor",
+        doctor.doctor,
+        (
+            "sandbox-redis doctor",
+            "sandbox-redis doctor --repair",
+            "sandbox-redis doctor --strict --json | jq '.findings[] | select(.severity == \"problem\")'",
+        ),
+    ),
     ("top", top.top, ("sandbox-redis top", "sandbox-redis top --node node-1 --state INIT --state UNKNOWN -l app=web")),
     ("history", history.history, ("sandbox-redis history web-0", "sandbox-redis history web-0 --json | jq '.[].by'")),
     ("key", key.key, ("sandbox-redis key web-0", 'eval "$(sandbox-redis key web-0 | tail -1)"')),
@@ -95,7 +104,7 @@ _STATUSES: Final = """\b
 Exit statuses:
   0  ok
   1  refused: no such sandbox, there is one already, an ambiguous id, no such move, others were faster,
-     or the events to go on from are gone
+     or the events to go on from are gone; doctor found problems
   2  wrong usage; nothing was sent
   3  the store is unavailable, or holds what cannot be read
   4  the write may or may not have happened: look before you write again

@@ -37,7 +37,7 @@ class ExitStatus(IntEnum):
     OK = 0
     REFUSED = 1
     """No such sandbox, or there is one, or the id is ambiguous, or the state machine has no such move, or others were
-    faster, or the events to go on from are gone."""
+    faster, or the events to go on from are gone; or `doctor` found problems."""
     USAGE = 2
     UNAVAILABLE = 3
     """The store cannot be reached, or what is in it cannot be read."""
