@@ -94,6 +94,11 @@ class Mirroring:
         assert self.feed is not None
         return self.feed.follower.questions(self.heartbeat if block else None)
 
+    @property
+    def patience(self) -> float:
+        """Seconds after which the servers are asked again, even though they have told of no change."""
+        return 0.0 if self.feed is not None and self.feed.follower.behind else self.heartbeat
+
     def hear(self) -> Op[None]:
         """Wait for the next events, for a heartbeat at most, and take them in."""
         assert self.feed is not None
