@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sandbox_redis.errors import OutcomeUnknownError, SandboxError, StoreUnavailableError
 from sandbox_redis.scripts import script
-from sandbox_redis.topology import address as joined
+from sandbox_redis.topology import named
 from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Lost, Op, Send, ServerError, Sleep, Unsent
 
 PAUSE_FIRST: Final = 0.001  # seconds; about ten loopback round trips
@@ -65,10 +65,8 @@ def evalsha(name: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Command:
 
 def asked(cause: Failure | ServerError) -> str:
     """The server that an ASK has named; empty for anything else."""
-    if cause.code != "ASK":
-        return ""
-    there = (cause.message if isinstance(cause, ServerError) else cause.reason).rpartition(" ")[2]
-    return "" if there.startswith((":", "?")) else joined(*there.rpartition(":")[::2])
+    text = cause.message if isinstance(cause, ServerError) else cause.reason
+    return named(text) if cause.code == "ASK" else ""
 
 
 class Deadline:

@@ -243,9 +243,9 @@ class Cluster(_Several):
     def heard(self, why: ServerError | Failure) -> None:
         """As `Topology.heard`."""
         text = why.message if isinstance(why, ServerError) else why.reason
-        slot, _, there = text.partition(" ")
-        if why.code == "MOVED" and slot.isdigit() and not there.startswith((":", "?")):
-            self._masters[int(slot)] = Place(address(*there.rpartition(":")[::2]))  # others may not know yet
+        slot = text.partition(" ")[0]
+        if why.code == "MOVED" and slot.isdigit() and (there := named(text)):
+            self._masters[int(slot)] = Place(there)  # others may not know yet
         elif why.code != "ASK" and why.code in _MOVING:
             self._stale = True
 
@@ -273,6 +273,12 @@ def address(host: bytes | str, port: bytes | str | int) -> str:
     """Host and port as one word, that of IPv6 in brackets."""
     name = (host.decode() if isinstance(host, bytes) else host).strip("[]")
     return f"[{name}]:{int(port)}" if ":" in name else f"{name}:{int(port)}"
+
+
+def named(there: str) -> str:
+    """The address that a MOVED or an ASK gives; empty where the server does not know how the other one is called."""
+    host, _, port = there.rpartition(" ")[2].rpartition(":")
+    return "" if host in ("", "?") or not port.isdigit() else address(host, port)
 
 
 def tagged(key: str) -> str:
