@@ -56,7 +56,9 @@ def _partition(operations: Operations, layout: Keys, partition: int, result: Aud
         found: set[bytes] = set()
         cursor = b"0"
         while True:
-            ((cursor, page),) = yield from ask(("SCAN", cursor, "MATCH", layout.pattern(start), "COUNT", _PAGE))
+            command = ("SCAN", cursor, "MATCH", layout.pattern(start), "COUNT", _PAGE)
+            # It names no key, so that only the other command tells where the partition is by now.
+            (cursor, page), _ = yield from ask(command, ("EXISTS", layout.events(partition)))
             found.update(page)
             if cursor == b"0":
                 return sorted(found)

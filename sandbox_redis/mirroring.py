@@ -68,13 +68,17 @@ class Mirroring:
         if self.feed is None:
             yield from self._redraw()
         assert self.feed is not None
-        if self._laid_out:
-            yield from self.feed.relay()
-            self._layout = self.feed.layout
-            self._picture, self._laid_out = Picture(self._layout, self._wanted), False
-            self.sandboxes = self._picture.sandboxes
-        yield from self.feed.attach()
-        self.attached = True
+        while not self.attached:
+            if self._laid_out:
+                yield from self.feed.relay()
+                self._layout = self.feed.layout
+                self._picture, self._laid_out = Picture(self._layout, self._wanted), False
+                self.sandboxes = self._picture.sandboxes
+            try:
+                yield from self.feed.attach()
+                self.attached = True
+            except LaidOut:
+                self._laid_out = True
 
     def _redraw(self) -> Op[None]:
         started = time.monotonic()
