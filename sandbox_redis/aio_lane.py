@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -74,12 +75,15 @@ class AsyncLane:
 
     async def _look(self, timeout: float) -> None:
         looking = self.topology.look()
+        end = time.monotonic() + timeout
         reply: Any = None
         while True:
             try:
                 place, command = looking.send(reply)
             except StopIteration:
                 break
+            if isinstance(reply, Failure) and time.monotonic() >= end:
+                raise reply
             pool = self._pools.get(place) or self._to(place)
             try:
                 (reply,) = await pool.submit((command,), min(timeout / 2, LOOK_MAX))

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from sandbox_redis import tls
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.topology import Cluster, Place, Sentinels, Single, Topology
+from sandbox_redis.topology import address as joined
 from sandbox_redis.wire import TRANSIENT, Command, Lost, ServerError, Unsent
 
 NOT_YET: Final = NOT_ENOUGH_DATA
@@ -57,6 +58,7 @@ _DROPPED: Final = (
 # Said in other words, or under other codes, at other places: in scripts, by EXEC, at the door.
 _FORBIDDEN: Final = re.compile("ACL failure in script|The user executing the script can't|no permissions")
 _FULL: Final = "max number of clients"
+_ELSEWHERE: Final = "access a non local key in a cluster node"  # which is where it will be when its slot has moved
 FAKEREDIS: Final = "fakeredis"
 """Its address: it has none."""
 _NOBODY_THERE: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.EACCES})
@@ -203,8 +205,7 @@ def _with_port(host: str, default: int) -> str:
     parsed = urlsplit(f"//{host}")
     if not parsed.hostname:
         raise ValueError("a host is missing")
-    name = f"[{parsed.hostname}]" if ":" in parsed.hostname else parsed.hostname
-    return f"{name}:{default if parsed.port is None else parsed.port}"
+    return joined(parsed.hostname, default if parsed.port is None else parsed.port)
 
 
 def _taken(client: Any, library: Any) -> _Parts:
@@ -213,7 +214,7 @@ def _taken(client: Any, library: Any) -> _Parts:
     secure: Any = library.connection.SSLConnection
     if isinstance(client, library.RedisCluster):
         given = dict(client.nodes_manager.connection_kwargs)
-        seeds = [f"{node.host}:{node.port}" for node in client.nodes_manager.startup_nodes.values()]
+        seeds = [joined(node.host, node.port) for node in client.nodes_manager.startup_nodes.values()]
         accepted = set(inspect.signature(library.connection.AbstractConnection).parameters)
         accepted |= {name for each in (plain, secure) for name in inspect.signature(each).parameters}
         secured = given.pop("ssl", False) or given.get("connection_class") is secure
@@ -231,7 +232,7 @@ def _taken(client: Any, library: Any) -> _Parts:
         raise InvalidArgumentError("client", "slave_for", "a master is needed: master_for")
     del given["connection_pool"]
     asked = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
-    seeds = [f"{each['host']}:{each['port']}" for each in asked]
+    seeds = [joined(each["host"], each["port"]) for each in asked]
     sentinel = {name: asked[0].get(name) for name in ("username", "password")}
     secured = issubclass(pool.connection_class, secure)
     return Sentinels(pool.service_name, seeds), secure if secured else plain, given, sentinel
@@ -280,6 +281,8 @@ def refusal(error: RedisError) -> ServerError:
         return ServerError("NOPERM", str(error))
     if _FULL in str(error):
         return ServerError("MAXCLIENTS", str(error))
+    if _ELSEWHERE in str(error):
+        return ServerError("TRYAGAIN", str(error))
     code = getattr(error, "status_code", None)
     first, _, rest = str(error).partition(" ")
     return ServerError(code, str(error)) if code else ServerError(first, rest)

@@ -95,7 +95,9 @@ class Examination:
         start, cursor = f"{self.layout.prefix}:{{".encode(), b"0"
         while True:
             pattern = self.layout.pattern(f"{self.layout.prefix}:")
-            ((cursor, page),) = yield from self.ask(server, ("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE))
+            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE)
+            # It names no key, so that only the other command tells where the partition is by now.
+            (cursor, page), _ = yield from self.ask(server, command, ("EXISTS", self.layout.events(server)))
             for key in page:
                 number, brace, _ = key.removeprefix(start).partition(b"}:")
                 partition = int(number) if brace and number.isdigit() and key.startswith(start) else -1

@@ -14,6 +14,7 @@ from typing import Any, Final
 from sandbox_redis.concern import LOST, WriteConcern
 from sandbox_redis.errors import DurabilityError, OutcomeUnknownError, SandboxError, StoreUnavailableError
 from sandbox_redis.scripts import script
+from sandbox_redis.topology import named
 from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Lost, Op, Send, ServerError, Sleep, Unsent
 
 PAUSE_FIRST: Final = 0.001  # seconds; about ten loopback round trips
@@ -37,6 +38,9 @@ _REASONS: Final = {
     "WRONGPASS": ("it does not accept the user name or password", "correct them in the URL"),
     "NOPERM": ("its ACL does not permit this user the command or key", "log in as another user or change the ACL"),
     "MAXCLIENTS": ("it has as many connections as it takes (maxclients)", "raise maxclients, or end idle clients"),
+    "CLUSTERDOWN": ("the cluster does not serve this now", "mend the nodes that are down"),
+    "TRYAGAIN": ("keys are being moved from it to another one", "try again when they are, or give a longer timeout"),
+    "ASK": ("keys are being moved from it to another one", "try again when they are, or give a longer timeout"),
     "MASTERDOWN": ("it is a replica without its master", "connect to the master, or mend the replication"),
     "TLS": ("", "check its certificate, and ssl_ca_certs, ssl_certfile and ssl_keyfile in the URL"),
     "UNREACHABLE": (
@@ -64,10 +68,8 @@ def evalsha(name: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Command:
 
 def asked(cause: Failure | ServerError) -> str:
     """The server that an ASK has named; empty for anything else."""
-    if cause.code != "ASK":
-        return ""
-    address = (cause.message if isinstance(cause, ServerError) else cause.reason).rpartition(" ")[2]
-    return "" if address.startswith((":", "?")) else address
+    text = cause.message if isinstance(cause, ServerError) else cause.reason
+    return named(text) if cause.code == "ASK" else ""
 
 
 class Deadline:
@@ -147,11 +149,13 @@ class Exchange:
             try:
                 replies: list[Any] = yield Send(key, commands, deadline.share(), share=share, replica=replica, at=at)
             except Failure as failure:
+                replica = False  # the master has to answer for it
                 at = yield from self.again(deadline, failure)
                 continue
             trouble = next((reply for reply in replies if isinstance(reply, ServerError)), None)
             if trouble is None or trouble.code in ("NOSCRIPT", "WRONGTYPE"):
                 return replies
+            replica = False
             at = yield from self.again(deadline, trouble)
             if at and len(commands) > 1:  # while a slot moves, some of its keys are here and some are there
                 for n, reply in enumerate(replies):
@@ -219,14 +223,26 @@ class Exchange:
                 if reply.code == "NOSCRIPT":
                     yield from self.supply(name, keys[0], deadline, replica=replica, at=at)
                 else:
+                    replica = False  # the master has to answer for it
                     at = yield from self.again(deadline, reply)
             except Failure as failure:
+                replica = False
                 at = yield from self.again(deadline, failure)
 
     def write(
-        self, name: str, keys: tuple[str, ...], args: tuple[Any, ...], trace: Trace, deadline: Deadline
+        self,
+        name: str,
+        keys: tuple[str, ...],
+        args: tuple[Any, ...],
+        trace: Trace,
+        deadline: Deadline,
+        *,
+        stays: bool = False,
     ) -> Op[Any]:
-        """Run a script that writes, exactly once. Its reply, or what `find` says of it when the reply was lost."""
+        """Run a script that writes, exactly once. Its reply, or what `find` says of it when the reply was lost. One
+        that writes to keys which it does not name `stays` until their slot has moved: where an ASK leads they may be
+        missing, and nobody would tell.
+        """
         command = evalsha(name, keys, args)
         lost: OutcomeUnknownError | None = None
         at = ""
@@ -236,13 +252,13 @@ class Exchange:
                 if lost and (found := (yield from self.find(trace, deadline, at=at))):
                     return found
                 writing = True
-                reply, *confirmed = yield trace.packet((command,), deadline, at=at)
+                reply, *confirmed = yield trace.packet((command,), deadline, at="" if stays else at)
                 writing = False
                 if isinstance(reply, ServerError):
                     if reply.code == "WRONGTYPE":
                         return reply
                     if reply.code == "NOSCRIPT":
-                        yield from self.supply(name, keys[1], deadline, lost, at=at)
+                        yield from self.supply(name, keys[1], deadline, lost, at="" if stays else at)
                     else:
                         at = yield from self.again(deadline, reply, lost)
                 elif lost is None or (reply[0] == b"OK" and reply[1] != b"0"):

@@ -75,6 +75,11 @@ class Follower:
         """Whether the servers had more to tell than they were asked for, when they were asked last."""
         return any(part.behind for part in self._parts)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the store did not exist when it began."""
+        return self._meta is not None
+
     def questions(self, heartbeat: float | None = HEARTBEAT) -> tuple[Question, ...]:
         """What to ask to get the next events, after `heartbeat` seconds at the latest; at once when None."""
         questions = tuple((part.key, part.packet(None if self.split else heartbeat)) for part in self._parts)

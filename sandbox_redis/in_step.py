@@ -138,7 +138,7 @@ class _Round:
                 continue
             assert isinstance(send, Send)
             if send.share:
-                group = shared.setdefault((send.key, send.commands), [])
+                group = shared.setdefault((send.key, send.commands, send.replica), [])
                 group.append(player)
                 if len(group) > 1:
                     continue

@@ -4,6 +4,7 @@ known. What happens on a connection stands in ``pool.py``, what is known of serv
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -80,12 +81,15 @@ class Lane:
 
     def _look(self, timeout: float) -> None:
         looking = self.topology.look()
+        end = time.monotonic() + timeout
         reply: Any = None
         while True:
             try:
                 place, command = looking.send(reply)
             except StopIteration:
                 break
+            if isinstance(reply, Failure) and time.monotonic() >= end:
+                raise reply
             pool = self._pools.get(place) or self._to(place)
             try:
                 leased = pool.lease()

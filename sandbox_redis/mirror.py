@@ -205,7 +205,7 @@ class Mirror:
             self._queue.put(self._core.changes.popleft())
 
     def _ask(self, tail: Tail | PolledTail | Tap) -> None:
-        tail.ask(self._core.questions(block=tail.blocks), self._core.heartbeat)
+        tail.ask(self._core.questions(block=tail.blocks), self._core.patience)
 
     def _lose(self, error: Exception) -> None:
         """The connection is of no use any more: the mirror's thread is to make another one."""

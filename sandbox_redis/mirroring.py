@@ -70,13 +70,17 @@ class Mirroring:
         if self.feed is None:
             yield from self._redraw()
         assert self.feed is not None
-        if self._laid_out:
-            yield from self.feed.relay()
-            self._layout = self.feed.layout
-            self._picture, self._laid_out = Picture(self._layout, self._wanted), False
-            self.sandboxes = self._picture.sandboxes
-        yield from self.feed.attach()
-        self.attached = True
+        while not self.attached:
+            if self._laid_out:
+                yield from self.feed.relay()
+                self._layout = self.feed.layout
+                self._picture, self._laid_out = Picture(self._layout, self._wanted), False
+                self.sandboxes = self._picture.sandboxes
+            try:
+                yield from self.feed.attach()
+                self.attached = True
+            except LaidOut:
+                self._laid_out = True
 
     def _redraw(self) -> Op[None]:
         started = time.monotonic()
@@ -95,6 +99,11 @@ class Mirroring:
         """What to ask to hear of the next events, after a heartbeat at the latest."""
         assert self.feed is not None
         return self.feed.follower.questions(self.heartbeat if block else None)
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which the servers are asked again, even though they have told of no change."""
+        return 0.0 if self.feed is not None and self.feed.follower.behind else self.heartbeat
 
     def hear(self) -> Op[None]:
         """Wait for the next events, for a heartbeat at most, and take them in."""

@@ -223,7 +223,7 @@ class Session:
             args = (layout.node(layout.partition(sandbox_id), ""), *args)
         whole = (sandbox_id, self.agent, trace.request, self.maxlen, *args)
         used = names if operation in _NODES else names[:-1]
-        reply = yield from self.exchange.write(operation, used, whole, trace, deadline)
+        reply = yield from self.exchange.write(operation, used, whole, trace, deadline, stays=operation in _NODES)
         if isinstance(reply, ServerError):
             node = args[1] if operation in _ADDING else None
             if node is None:

@@ -4,16 +4,21 @@ what goes wrong, and says whom to ask where they are now. No I/O and no redis; t
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from binascii import crc_hqx
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 from sandbox_redis.wire import TRANSIENT, Command, Failure, ServerError, Unsent
 
 SLOTS: Final = 16_384
 PARTITIONS: Final = 16  # of a store on a cluster, unless it is said otherwise
+SHUNNED: Final = 5.0  # seconds that nothing is read from a replica that did not answer
 _MOVING: Final = TRANSIENT | {"READONLY"}  # where another server becomes the master
+_UNNAMED: Final = (None, b"", b"?")  # how a node is called that does not know its own name
 
 
 class Place(NamedTuple):
@@ -103,23 +108,38 @@ class _Several:
     def __init__(self, address: str) -> None:
         self.address = address
         self.found = False
+        self._shunned: dict[Place, float] = {}  # replica → until when
+        self._again = math.inf  # when replicas are to be looked for again
 
-    def _ask(self, places: list[Place], command: Command) -> Generator[Ask, Any, tuple[Place, Any]]:
-        """The first answer to a question. Who does not answer is asked last the next time."""
+    def _ask(self, places: list[Place], command: Command, empty: Unsent | None = None) -> Generator[Ask, Any, Any]:
+        """Who has given the first answer to a question, and the answer; `empty` says what it means when that is none.
+        Whoever was asked is asked last the next time: an answer may be wrong as well.
+        """
         failures: list[Failure] = []
+        said: Failure | None = None
         for place in tuple(places):
             reply = yield Ask(place, command)
-            if isinstance(reply, ServerError):
-                reply = Unsent(place.address, reply.message, reply.code)
-                reply.hopeless = reply.code not in TRANSIENT
-            if not isinstance(reply, Failure):
-                return place, reply
-            failures.append(reply)
             _put_last(places, place.address)
-        said = next((failure for failure in failures if failure.code != "UNREACHABLE"), failures[0])
-        unsent = Unsent(said.address, said.reason, said.code)
-        unsent.hopeless = not self.found and all(getattr(failure, "hopeless", False) for failure in failures)
-        raise unsent
+            if isinstance(reply, ServerError):
+                said = reply = _unsent(place.address, reply.message, reply.code, hopeless=reply.code not in TRANSIENT)
+            elif not isinstance(reply, Failure):
+                if reply or empty is None:
+                    return place, reply
+                said = reply = empty
+            failures.append(reply)
+        said = said or next((failure for failure in failures if failure.code != "UNREACHABLE"), failures[0])
+        hopeless = not self.found and all(getattr(failure, "hopeless", False) for failure in failures)
+        raise _unsent(said.address, said.reason, said.code, hopeless=hopeless)
+
+    def _usable(self, replicas: list[Place]) -> Place | None:
+        """One of them to read from."""
+        now = time.monotonic()
+        able = [replica for replica in replicas if self._shunned.get(replica, now) <= now]
+        return random.choice(able) if able else None
+
+    def _shun(self, replica: Place) -> None:
+        """It did not answer: for a while there are others to read from, the master at least."""
+        self._shunned[replica] = self._again = time.monotonic() + SHUNNED
 
 
 class Sentinels(_Several):
@@ -131,32 +151,32 @@ class Sentinels(_Several):
     def __init__(self, service: str, sentinels: list[str]) -> None:
         super().__init__(f"{service} of the sentinels {','.join(sentinels)}")
         self.service = service
-        self._sentinels = [Place(address, "sentinel") for address in sentinels]
+        self._sentinels = [Place(sentinel, "sentinel") for sentinel in sentinels]
         self._master: Place | None = None
         self._replica: Place | None = None
 
     def at(self, key: str, *, replica: bool = False) -> Place | None:
         """As `Topology.at`."""
-        return self._replica if replica else self._master
+        if not replica:
+            return self._master
+        return self._replica if time.monotonic() < self._again else None
 
     def look(self) -> Looking:
         """As `Topology.look`."""
-        _, master = yield from self._ask(self._sentinels, ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service))
-        if not master:
-            unknown = Unsent(self.address, "they know no such service", "UNREACHABLE")
-            unknown.hopeless = not self.found
-            raise unknown
-        self.found = True
-        self._master = self._replica = Place(_address(*master), "master")
-        _, replicas = yield from self._ask(self._sentinels, ("SENTINEL", "REPLICAS", self.service))
-        able = [
-            Place(_address(said[b"ip"], said[b"port"]), "replica")
-            for said in (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in replicas)
-            if not {b"s_down", b"o_down", b"disconnected"} & set(said[b"flags"].split(b","))
-            and said.get(b"master-link-status") == b"ok"
-        ]
-        if able:
-            self._replica = random.choice(able)
+        unknown = _unsent(self.address, f"they know no service {self.service!r}", "UNREACHABLE", hopeless=True)
+        question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
+        _, master = yield from self._ask(self._sentinels, question, unknown)
+        self._master = self._replica = Place(address(*master), "master")
+        self.found, self._again = True, math.inf
+        with suppress(Failure):  # reading from the master will do
+            _, replicas = yield from self._ask(self._sentinels, ("SENTINEL", "REPLICAS", self.service))
+            able = [
+                Place(address(said[b"ip"], said[b"port"]), "replica")
+                for said in (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in replicas)
+                if not {b"s_down", b"o_down", b"disconnected"} & set(said[b"flags"].split(b","))
+                and said.get(b"master-link-status") == b"ok"
+            ]
+            self._replica = self._usable(able) or self._master
 
     def heard(self, why: ServerError | Failure) -> None:
         """As `Topology.heard`."""
@@ -165,7 +185,10 @@ class Sentinels(_Several):
 
     def lost(self, place: Place) -> None:
         """As `Topology.lost`."""
-        if place.role != "sentinel":
+        if place.role == "replica":
+            self._replica = self._master
+            self._shun(place)
+        elif place.role != "sentinel":
             self._master = self._replica = None
 
 
@@ -186,9 +209,9 @@ class Cluster(_Several):
 
     def at(self, key: str, *, replica: bool = False) -> Place | None:
         """As `Topology.at`."""
-        if self._stale:
+        if self._stale or (replica and time.monotonic() >= self._again):
             return None
-        tag = key[key.find("{") + 1 : key.find("}")] if "{" in key else key
+        tag = tagged(key)
         slot = self._slots.get(tag)
         if slot is None:
             slot = self._slots[tag] = crc_hqx(tag.encode(), 0) % SLOTS
@@ -197,45 +220,72 @@ class Cluster(_Several):
 
     def look(self) -> Looking:
         """As `Topology.look`."""
-        asked, ranges = yield from self._ask(self._nodes, ("CLUSTER", "SLOTS"))
+        nobody = _unsent(self.address, "no slot of the cluster is served", "CLUSTERDOWN")
+        asked, ranges = yield from self._ask(self._nodes, ("CLUSTER", "SLOTS"), nobody)
+        own_name = asked.address.rpartition(":")[0].strip("[]").encode()
         masters: list[Place | None] = [None] * SLOTS
         replicas: dict[Place, list[Place]] = {}
         for first, last, *nodes in ranges:
             # Where a node does not know its own name, it is the one that was asked.
-            master, *others = (
-                Place(_address(node[0] or asked.address.rpartition(":")[0].encode(), node[1])) for node in nodes
-            )
+            names = ((own_name if node[0] in _UNNAMED else node[0], node[1]) for node in nodes)
+            master, *others = (Place(address(*name)) for name in names)
             masters[first : last + 1] = [master] * (last + 1 - first)
             replicas.setdefault(master, []).extend(Place(other.address, "cluster replica") for other in others)
-        if not any(masters):
-            raise Unsent(asked.address, "no slot of the cluster is served", "CLUSTERDOWN")
-        self._masters, self.found = masters, True
-        self._replicas = {master: random.choice(able) for master, able in replicas.items() if able}
-        known = dict.fromkeys([*replicas, *(Place(place.address) for able in replicas.values() for place in able)])
-        self._nodes = [*known, *(seed for seed in self._seeds if seed not in known)]
-        self._stale = False
+        self._masters, self.found, self._again = masters, True, math.inf
+        chosen = ((master, self._usable(able)) for master, able in replicas.items())
+        self._replicas = {master: replica for master, replica in chosen if replica is not None}
+        known = [*replicas, *(Place(place.address) for able in replicas.values() for place in able), *self._seeds]
+        nodes = list(dict.fromkeys(known))
+        random.shuffle(nodes)  # each client asks another one, and each time
+        _put_last(nodes, asked.address)
+        self._nodes, self._stale = nodes, False
 
     def heard(self, why: ServerError | Failure) -> None:
         """As `Topology.heard`."""
         text = why.message if isinstance(why, ServerError) else why.reason
-        slot, _, address = text.partition(" ")
-        if why.code == "MOVED" and slot.isdigit() and not address.startswith((":", "?")):
-            self._masters[int(slot)] = Place(address)  # others may not know yet
+        slot = text.partition(" ")[0]
+        if why.code == "MOVED" and slot.isdigit() and (there := named(text)):
+            self._masters[int(slot)] = Place(there)  # others may not know yet
         elif why.code != "ASK" and why.code in _MOVING:
             self._stale = True
 
     def lost(self, place: Place) -> None:
         """As `Topology.lost`."""
-        self._stale = True
-        _put_last(self._nodes, place.address)  # others know more of it
+        if place.role == "cluster replica":
+            self._replicas = {master: chosen for master, chosen in self._replicas.items() if chosen != place}
+            self._shun(place)
+        else:
+            self._stale = True
+            _put_last(self._nodes, place.address)  # others know more of it
 
 
 def _put_last(places: list[Place], address: str) -> None:
     places[:] = sorted(places, key=lambda place: place.address == address)  # at once: other threads read it
 
 
-def _address(host: bytes, port: bytes | int) -> str:
-    return f"{host.decode()}:{int(port)}"
+def _unsent(address: str, reason: str, code: str, *, hopeless: bool = False) -> Unsent:
+    unsent = Unsent(address, reason, code)
+    unsent.hopeless = hopeless
+    return unsent
+
+
+def address(host: bytes | str, port: bytes | str | int) -> str:
+    """Host and port as one word, that of IPv6 in brackets."""
+    name = (host.decode() if isinstance(host, bytes) else host).strip("[]")
+    return f"[{name}]:{int(port)}" if ":" in name else f"{name}:{int(port)}"
+
+
+def named(there: str) -> str:
+    """The address that a MOVED or an ASK gives; empty where the server does not know how the other one is called."""
+    host, _, port = there.rpartition(" ")[2].rpartition(":")
+    return "" if host in ("", "?") or not port.isdigit() else address(host, port)
+
+
+def tagged(key: str) -> str:
+    """What of a key decides about its slot: what stands in its first braces, if that is anything; else all of it."""
+    _, brace, rest = key.partition("{")
+    tag, end, _ = rest.partition("}")
+    return tag if brace and end and tag else key
 
 
 def asking(commands: tuple[Command, ...]) -> tuple[tuple[Command, ...], list[int]]:

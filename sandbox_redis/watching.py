@@ -71,11 +71,14 @@ class Feed:
 
     def attach(self, timeout: float | None = None) -> Op[None]:
         """Take a new connection, and make sure that nothing is missing behind where the follower stands: the server may
-        be another one by now, or an older self."""
+        be another one by now, or an older self. Raises `LaidOut` when the store has come into being meanwhile, with
+        other partitions."""
         deadline = self._session.deadline(timeout)
         while not self._attached:
             layout = yield from self._session.open(deadline, write=False)
             if layout.partitions != self.layout.partitions:
+                if self.follower.undecided:
+                    raise LaidOut
                 raise StoreRolledBackError(self.follower.cursor)
             try:
                 answers = yield from self.hear(self.follower.attach(), deadline.share(), fresh=True)
@@ -173,7 +176,10 @@ class Watching:
             self._stand(layout, follower)
             assert self._feed is not None
             if self._since is not None:
-                yield from self._feed.attach()
+                try:
+                    yield from self._feed.attach()
+                except LaidOut:
+                    yield from self._feed.relay()
 
     def draw(self) -> Op[list[Sandbox]]:
         """Begin with a listing: the sandboxes that fit. Their events follow."""
