@@ -1,5 +1,19 @@
-"""The soak: many processes write to one store while its server is broken again and again, and at the end it is decided
-from their logs whether what they were told was possible. It is to prove the promises of the README, not to show them.
+"""Real deployments on this host, the faults that they meet, and many processes that write to one store meanwhile: what
+a store must come through, run by the hour. At the end it is decided from logs whether all that anybody was told was
+possible.
 
-``run.py`` directs it, ``checker.py`` decides. It knows nothing of the demo.
+::
+
+    node.py        one server process and questions to it; what all deployments have in common
+    deployment.py  a server with its replicas, and the same watched by sentinels
+    clusters.py    a cluster
+    faults.py      what can happen to them
+    proxy.py       what can happen to a connection
+    agent.py       the processes that write; observer.py those that watch
+    history.py     what each of them was told
+    checker.py     whether that was possible
+    run.py         the soak: starts all of it, causes faults, has it checked
+
+For soak runs and tests. The store knows nothing of it. Servers listen on 127.0.0.1 only, keep their data in temporary
+directories, and end when we do, see ``sandbox_redis.server``.
 """
