@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -161,6 +161,11 @@ class History:
     reads: int = 0
     """How often a mirror was read; only what changed was noted."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether a watch or a mirror had everything at its end."""
+        return self.final is not None or any(watched.ended for watched in self.watches)
+
 
 class Asking:
     """One call, as a context manager that notes how it ends. No error of the store leaves it."""
@@ -240,34 +245,54 @@ def status_of(packed: Any) -> Status | None:
     return None if packed is None else Status(State(packed[0]), *packed[1:])
 
 
-def read(path: Path) -> History:
-    """What one process noted; the name of the file is its own. An entry that was cut off is not there."""
-    history = History(path.stem)
-    calls: dict[int, Call] = {}
-    for kind, *facts in _entries(path):
+class Reader:
+    """Reads the log of one process, also while it is written; the name of the file is the process's own."""
+
+    def __init__(self, path: Path) -> None:
+        self.history = History(path.stem)
+        self._path = path
+        self._place = 0
+        self._unpacker = msgpack.Unpacker(strict_map_key=False)
+        self._calls: dict[int, Call] = {}  # those without an answer so far
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything stands there."""
+        return self._place > 0
+
+    def read(self) -> list[Call]:
+        """Take in what has been written since the last time; the calls that were answered. What was cut off in the
+        middle of an entry is not there."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._place)
+                written = file.read()
+            self._place += len(written)
+            self._unpacker.feed(written)
+        return [call for entry in self._unpacker if (call := self._take(*entry)) is not None]
+
+    def _take(self, kind: Kind, *facts: Any) -> Call | None:
+        history = self.history
         match kind:
             case Kind.ASKED:
                 number, start, operation, sandbox_id, args = facts
-                calls[number] = Call(history.agent, number, operation, sandbox_id, args, start)
+                self._calls[number] = call = Call(history.agent, number, operation, sandbox_id, args, start)
+                history.calls.append(call)
             case Kind.TOLD:
-                call = calls[facts[0]]
+                call = self._calls.pop(facts[0])
                 _, call.end, outcome, call.request, call.lost, call.revision, status, *rest = facts
                 call.outcome, call.status = Outcome(outcome), status_of(status)
                 call.removed, call.state, call.error = rest
+                return call
             case Kind.WATCHING:
                 history.watches.append(Watched(facts[0]))
             case Kind.SEEN:
-                history.watches[-1].events.append(Seen(facts[0], facts[1], facts[2], status_of(facts[3])))
+                seen = Seen(facts[0], facts[1], facts[2], status_of(facts[3]))
+                history.watches[-1].events.append(seen)
             case Kind.GLIMPSED:
                 history.glimpses.append(Glimpse(*facts))
             case Kind.ENDED:
                 history.final, history.reads = facts
                 if history.watches:
                     history.watches[-1].ended = True
-    history.calls = list(calls.values())
-    return history
-
-
-def _entries(path: Path) -> Iterator[list[Any]]:
-    with path.open("rb") as file:
-        yield from msgpack.Unpacker(file, strict_map_key=False)
+        return None

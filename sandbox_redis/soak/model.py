@@ -12,7 +12,6 @@ from sandbox_redis.record import Event, Status
 from sandbox_redis.soak.history import status_of
 from sandbox_redis.states import ABSENT, MACHINE, State
 
-
 _EXIT: Final = ("exit_status", "exited_at_ns")
 
 
