@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
+import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_redis import Metadata, Sandbox, State, Status
+from sandbox_redis import Metadata, NotFoundError, Sandbox, SandboxStore, State, Status
+from sandbox_redis.soak import inside
+from sandbox_redis.soak.agent import perform, steps
 from sandbox_redis.soak.checker import check
-from sandbox_redis.soak.history import Call, Glimpse, History, Outcome, Seen, Watched
-from sandbox_redis.soak.model import Change, effect, may_refuse, state_of
+from sandbox_redis.soak.history import Call, Glimpse, History, HistoryLog, Outcome, Reader, Seen, Watched
+from sandbox_redis.soak.model import Change, effect, may_refuse, state_of, updated
+from sandbox_redis.soak.part import COUNTERS
 from sandbox_redis.soak.report import Fault, Losses
 from sandbox_redis.states import ABSENT, MACHINE
 
@@ -391,3 +398,132 @@ def test_violations_are_readable(world):
     call.outcome = Outcome.NOT_FOUND
     text = str(next(v for v in world.report().violations if v.fault is Fault.APPLIED))
     assert text.startswith(f"refused write applied: start of {call.id} by {call.agent} (its call {call.number}, from")
+
+
+# -- logs
+
+
+def test_the_log_of_a_process_that_was_killed_is_read_up_to_that_moment(tmp_path):
+    path = tmp_path / "agent-1.history"
+    log = HistoryLog(path)
+    with log.asking("start", "a", pid=1) as asked:
+        asked.answer = Sandbox("a", "", Status(State.READY, 1), Metadata(), "1-0")
+        asked.request, asked.lost = "token", True
+    with log.asking("stop", "a"):
+        raise NotFoundError("a")
+    log.asking("remove", "a")
+    log.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:5])
+    reader = Reader(path)
+    assert [call.outcome for call in reader.read()] == [Outcome.OK, Outcome.NOT_FOUND]
+    first, second, third = reader.history.calls
+    assert (first.agent, first.request, first.lost, first.args) == ("agent-1", "token", True, {"pid": 1})
+    assert (first.revision, first.status) == ("1-0", Status(State.READY, 1))
+    assert first.start < first.end < second.start
+    assert (third.operation, third.outcome, third.end) == ("remove", Outcome.UNFINISHED, 0)
+    with path.open("ab") as file:  # the rest of what was cut off
+        file.write(whole[5:])
+    assert len(reader.read()) == 2
+
+
+# -- real stores
+
+
+class Agents:
+    """Some agents, each a thread, on one store."""
+
+    def __init__(self, url, prefix, folder):
+        self.url, self.prefix, self.folder = url, prefix, folder
+        self.store = SandboxStore.from_url(url, prefix=prefix, agent="director", partitions=2)
+        self.client = redis.Redis.from_url(url)
+
+    def work(self, name, carry_out, number):
+        with SandboxStore.from_url(self.url, prefix=self.prefix, agent=name, partitions=2) as store:
+            last = inside.traced(store)
+            with HistoryLog(self.folder / f"{name}.history") as log:
+                course = steps(name, random.Random(name))
+                for _, (operation, sandbox_id, args) in zip(range(number), course, strict=False):
+                    with log.asking(operation, sandbox_id, **args) as asked:
+                        try:
+                            asked.answer = carry_out(store, operation, sandbox_id, args)
+                        finally:
+                            asked.request, asked.lost = last()
+
+    def run(self, carry_out=perform, number=300):
+        """What the check says when one of them does everything in its own way."""
+        self.work("first", perform, 1)
+        with HistoryLog(self.folder / "director.history") as log:
+            last = inside.traced(self.store)
+            for sandbox_id in COUNTERS:
+                for operation, args in (("create", {"created_at_ns": 1}), ("start", {"pid": 1})):
+                    with log.asking(operation, sandbox_id, **args) as asked:
+                        asked.answer = perform(self.store, operation, sandbox_id, args)
+                        asked.request, asked.lost = last()
+        jobs = [("odd", carry_out), *((f"agent-{i}", perform) for i in range(3))]
+        threads = [threading.Thread(target=self.work, args=(*job, number)) for job in jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        histories = []
+        for path in self.folder.glob("*.history"):
+            reader = Reader(path)
+            reader.read()
+            histories.append(reader.history)
+        records = {sandbox.id: sandbox for sandbox in self.store.list(states=list(State))}
+        return check(histories, inside.changes(self.store), records=records)
+
+    def close(self):
+        inside.delete_store(self.store)
+        self.store.close()
+        self.client.close()
+
+
+@pytest.fixture
+def agents(server, prefix, tmp_path):
+    made = Agents(server.url, prefix, tmp_path)
+    yield made
+    made.close()
+
+
+def test_what_a_real_store_does_is_accepted(agents):
+    assert [str(violation) for violation in agents.run().violations] == []
+
+
+def test_an_agent_that_writes_what_it_read_before_is_found(agents):
+    """A read, a change and a write, in place of an update: what others write meanwhile is overwritten."""
+
+    def careless(store, operation, sandbox_id, args):
+        if operation != "update" or args["kind"] != "count":
+            return perform(store, operation, sandbox_id, args)
+        seen = store.get(sandbox_id)
+        time.sleep(0.002)
+        return store.update(sandbox_id, lambda _: updated(args, seen.status))
+
+    assert agents.run(careless).found.keys() & {Fault.EFFECT, Fault.LOST}
+
+
+def test_an_agent_that_writes_past_the_store_is_found(agents):
+    def careless(store, operation, sandbox_id, args):
+        if operation == "update" and args["kind"] == "count":
+            key = next(iter(agents.client.scan_iter(f"{agents.prefix}:*:status:{sandbox_id}")), None)
+            if key:
+                agents.client.hincrby(key, "exit_status", 1)
+            return store.get(sandbox_id)
+        return perform(store, operation, sandbox_id, args)
+
+    assert agents.run(careless).found.keys() & {Fault.EFFECT, Fault.LOST, Fault.RECORD}
+
+
+def test_an_agent_that_asks_twice_is_found(agents):
+    """A blind retry after every tenth write, as a client makes it that knows no tokens."""
+
+    def hasty(store, operation, sandbox_id, args):
+        answer = perform(store, operation, sandbox_id, args)
+        if operation == "update" and args["kind"] == "count":
+            store.update(sandbox_id, partial(updated, args))
+        return answer
+
+    found = agents.run(hasty).found
+    assert Fault.UNASKED in found

@@ -126,6 +126,7 @@ def soak(
         str, typer.Option(help="What it starts: standalone, sentinel or cluster.", metavar="NAME")
     ] = "standalone",
     binary: Annotated[str | None, typer.Option(help="The server to start.", metavar="PATH")] = None,
+    agents: Annotated[int, typer.Option(help="How many agents; each is a process.", metavar="N", min=1)] = 8,
     replicas: Annotated[
         int | None, typer.Option(help="How many replicas each write waits for.", metavar="N", min=0)
     ] = None,
@@ -152,6 +153,7 @@ def soak(
         topology=topology,
         binary=binary,
         replicas=replicas,
+        agents=agents,
         seed=seed,
         as_json=as_json,
     )

@@ -32,6 +32,7 @@ def soak(
     topology: str,
     binary: str | None,
     replicas: int | None,
+    agents: int,
     seed: int | None,
     *,
     as_json: bool,
@@ -45,6 +46,7 @@ def soak(
         topology: of the deployment: ``standalone``, ``sentinel`` or ``cluster``.
         binary: the server to start; see `find_server`.
         replicas: how many replicas each write waits for; the store is not told when None.
+        agents: how many.
         seed: of what is random; by chance when None.
         as_json: print the figures as JSON.
 
@@ -61,7 +63,7 @@ def soak(
     if not seconds > 0:
         raise InvalidArgumentError("--seconds", seconds, "a positive number is needed")
     seed = secrets.randbelow(10**6) if seed is None else seed
-    plan = Plan(seconds=seconds, seed=seed, write_concern=replicas)
+    plan = Plan(seconds=seconds, seed=seed, agents=agents, write_concern=replicas)
     with _signals() as received, _progress() as progress:
 
         def say(text: str) -> None:

@@ -11,11 +11,11 @@ from statistics import median
 from typing import Any, Final
 
 from sandbox_redis.soak.history import UNWRITTEN, Call, History, Outcome
-from sandbox_redis.soak.report import Losses, Report, Violation
+from sandbox_redis.soak.model import Change
+from sandbox_redis.soak.report import Fault, Losses, Report, Violation
 
 PLANNED: Final = frozenset({"failover", "migration", "atomic-migration"})
 """The faults that an operator asks for, so that callers should meet no error."""
-_READS: Final = frozenset({"get", "port_forward"})
 _ERRORS: Final = frozenset({Outcome.UNAVAILABLE, Outcome.UNKNOWN, Outcome.FAILED})
 _DEFINITE: Final = UNWRITTEN | {Outcome.OK}
 _SECOND: Final = 10**9  # nanoseconds
@@ -80,13 +80,18 @@ class Figures:
         """Whether anything was not as it must be."""
         return bool(self.violations_found or self.problems)
 
-    def count(self, histories: Iterable[History], faults: Sequence[Happened], report: Report, events: int) -> None:
-        """Add one round."""
-        histories = list(histories)
+    def count(
+        self,
+        histories: Sequence[History],
+        faults: Sequence[Happened],
+        report: Report,
+        changes: Sequence[Sequence[Change]],
+    ) -> None:
+        """Add one round, of which `changes` are the events."""
         calls = [call for history in histories for call in history.calls]
         self.operations += len(calls)
         self.outcomes.update(call.outcome.value for call in calls)
-        self.events += events
+        self.events += sum(map(len, changes))
         self.watched += sum(len(watched.events) for history in histories for watched in history.watches)
         self.mirror_reads += sum(history.reads for history in histories)
         self.faults.update(fault.name for fault in faults)
@@ -100,9 +105,11 @@ class Figures:
         self.stale_reads += report.stale_reads
         self.violations += report.violations
         self.violations_found += report.found.total()
-        self.double_applies = sum(violation.fault == "double apply" for violation in self.violations)
+        self.double_applies += report.found[Fault.DOUBLE]
         self._plan(calls, faults)
-        self._gap(calls, faults)
+        written = {change.request for partition in changes for change in partition}
+        ends = sorted(call.end for call in calls if call.outcome is Outcome.OK and call.request in written)
+        self._gap(ends, faults)
 
     def _plan(self, calls: Iterable[Call], faults: Iterable[Happened]) -> None:
         bad = [call for call in calls if call.outcome in _ERRORS]
@@ -110,10 +117,7 @@ class Figures:
             if fault.name in PLANNED:
                 self.planned[fault.name] += sum(call.start <= fault.end and fault.start <= call.end for call in bad)
 
-    def _gap(self, calls: Iterable[Call], faults: Sequence[Happened]) -> None:
-        ends = sorted(
-            call.end for call in calls if call.outcome is Outcome.OK and call.end and call.operation not in _READS
-        )
+    def _gap(self, ends: Sequence[int], faults: Sequence[Happened]) -> None:
         following = [*(fault.start for fault in faults[1:]), ends[-1] if ends else 0]
         for fault, until in zip(faults, following, strict=False):
             first, last = bisect_left(ends, fault.start), bisect_right(ends, until)

@@ -121,8 +121,8 @@ class Round:
     faults: list[Happened] = field(default_factory=list)
     _begun: float = 0.0
     _done: int = 0
-    _writes: float = 0.0
-    """When the last write succeeded."""
+    _answered: int = 0
+    """When the last call succeeded."""
     _deaths: int = 0
 
     def run(self) -> None:
@@ -256,13 +256,12 @@ class Round:
     def _look(self, crew: Crew) -> None:
         calls = crew.read()
         self._done += len(calls)
-        writes = [call.end for call in calls if call.outcome is Outcome.OK and call.operation != "get"]
-        self._writes = max([self._writes, *writes])
+        self._answered = max([self._answered, *(call.end for call in calls if call.outcome is Outcome.OK)])
         if self._begun:
-            quiet = max(time.monotonic_ns() - self._writes, 0) / 1e9
+            quiet = max(time.monotonic_ns() - self._answered, 0) / 1e9
             self.soak.progress(
                 f"round {self.number}, {time.monotonic() - self._begun:.0f} of {self.seconds:.0f} s:"
-                f" {self._done:,} operations, {len(self.faults)} faults, the last write {quiet:.1f} s ago"
+                f" {self._done:,} operations, {len(self.faults)} faults, the last success {quiet:.1f} s ago"
             )
 
     def _check(self, store: SandboxStore, crew: Crew) -> None:
@@ -275,4 +274,4 @@ class Round:
         report: Report = check(histories, changes, records=records, losses=losses(self.faults))
         for problem in inside.problems(store):
             report.add(Fault.RECORD, "", problem)
-        self.soak.figures.count(histories, self.faults, report, sum(map(len, changes)))
+        self.soak.figures.count(histories, self.faults, report, changes)
