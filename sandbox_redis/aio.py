@@ -65,25 +65,27 @@ class AsyncSandboxStore:
         prefix: str = "sandbox",
         agent: str | None = None,
         timeout: float = TIMEOUT,
-        partitions: int = 1,
+        partitions: int | None = None,
         events_maxlen: int = EVENTS_MAXLEN,
+        read_from: str = "master",
     ) -> None:
         """Same as `SandboxStore`, with a ``redis.asyncio.Redis`` or asyncio fakeredis client."""
         from sandbox_redis.aio_lane import AsyncLane  # here, because importing redis takes 0.5 s
-        from sandbox_redis.connect import endpoint
+        from sandbox_redis.connect import way
 
         agent = agent_name(agent)
-        target = endpoint(client, agent=agent, asyncio=True)
+        target = way(client, agent=agent, asyncio=True)
         self._operations = Operations(
-            target.address,
+            target.topology,
             prefix=prefix,
             agent=agent,
             timeout=timeout,
             partitions=partitions,
             events_maxlen=events_maxlen,
+            read_from=read_from,
         )
         self._lane = AsyncLane(target)
-        self._lane.on_return = self._operations.forget
+        self._lane.on_loss = self._operations.forget
         self._waits = Waits(self._lane, self._operations, self.watch)
 
     @classmethod
@@ -94,8 +96,9 @@ class AsyncSandboxStore:
         prefix: str = "sandbox",
         agent: str | None = None,
         timeout: float = TIMEOUT,
-        partitions: int = 1,
+        partitions: int | None = None,
         events_maxlen: int = EVENTS_MAXLEN,
+        read_from: str = "master",
     ) -> AsyncSandboxStore:
         """Same as `SandboxStore.from_url`."""
         return cls(
@@ -105,6 +108,7 @@ class AsyncSandboxStore:
             timeout=timeout,
             partitions=partitions,
             events_maxlen=events_maxlen,
+            read_from=read_from,
         )
 
     get = _played(Operations.get)
@@ -143,7 +147,7 @@ class AsyncSandboxStore:
         wanted = selection(
             states=states, cri_state=cri_state, sandbox_id=sandbox_id, node=node, labels=labels, namespace=namespace
         )
-        return self._pages(Listing(self._operations, wanted, after, limit, timeout))
+        return self._pages(Listing(self._operations, wanted, after, limit, timeout, replica=self._operations.replica))
 
     async def _pages(self, listing: Listing) -> AsyncIterator[Sandbox]:
         page = listing.took(await play(self._lane, listing.next()))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sandbox_redis.in_step import CHUNK
-from sandbox_redis.wire import Closed, Failure, Lease, Op, Send, SendAll, Unsent
+from sandbox_redis.wire import Closed, Failure, Hear, Lease, Op, Send, SendAll, Unsent
 
 if TYPE_CHECKING:
-    from sandbox_redis.aio_lane import AsyncLane, AsyncLeased
+    from sandbox_redis.aio_lane import AsyncLane
+    from sandbox_redis.aio_pool import AsyncLeased
+    from sandbox_redis.aio_tap import AsyncTap
 
 T = TypeVar("T")
 
@@ -22,6 +24,7 @@ class Line:
 
     def __init__(self) -> None:
         self.held: AsyncLeased | None = None
+        self.tap: AsyncTap | None = None
         self.closed = False
         self._under_way: asyncio.Future[Any] | None = None
 
@@ -32,12 +35,16 @@ class Line:
             self._under_way.cancel()
         if (held := self.held) is not None:
             await held.connection.disconnect(nowait=True)
+        if self.tap is not None:
+            self.tap.close()
 
     def __del__(self) -> None:
         """Whoever leaves a loop over a watch need not close it."""
-        if self.held is not None:
-            with suppress(RuntimeError):  # its event loop has ended
+        with suppress(RuntimeError):  # its event loop has ended
+            if self.held is not None:
                 self.held.connection._close()  # noqa: SLF001 - the public ways need a task
+            if self.tap is not None:
+                self.tap.close()
 
     async def sleep(self, seconds: float) -> None:
         """Wait, but not when closed."""
@@ -63,7 +70,7 @@ class Line:
 
 async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
     """Carry an operation out to its end: the driver for asyncio."""
-    held = None if line is None else line.held
+    held, tap = (None, None) if line is None else (line.held, line.tap)
     reply: Any = None
     try:
         while True:
@@ -76,61 +83,109 @@ async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
                 return result
             try:
                 if isinstance(request, Send):
-                    if request.lease is Lease.ANY:
-                        answer = lane.submit(request.key, request.commands, request.timeout)
+                    if request.lease is Lease.ANY and not request.at:
+                        pool = lane.known(request) or await lane.pool(request)
+                        answer = pool.submit(request.commands, request.timeout)
                         reply = await (answer if line is None else line.until(answer))
                         continue
-                    if held is None:
+                    if held is None or request.lease is Lease.ANY:
                         if request.lease is Lease.OWN:
-                            held = lane.own(request.key)
-                        elif request.lease is not Lease.TAKE:
+                            held = await lane.own(request)
+                        elif request.lease in (Lease.KEEP, Lease.LAST):
                             raise Unsent(lane.address, "the connection of this transaction was lost")
                         else:
-                            held = await lane.lease(request.key, request.timeout)
+                            leased = await lane.lease(request)
+                            if request.lease is Lease.ANY:
+                                reply = await _alone(lane, leased, request)
+                                continue
+                            held = leased
                     if line is not None:
                         line.held = held
                         if not held.connection.is_connected:
-                            await line.until(lane.connect(held, request.timeout))
-                    reply = await lane.exchange(held, request.commands, request.timeout)
+                            await line.until(held.pool.connect(held, request.timeout))
+                    reply = await lane.exchange(held, request.commands, request.timeout, request.at)
                     if request.lease is Lease.LAST:
-                        lane.give_back(held)
+                        held.pool.give_back(held)
                         held = None
                 elif isinstance(request, SendAll):
                     await (_send_all(lane, request) if line is None else line.until(_send_all(lane, request)))
                     reply = None
+                elif isinstance(request, Hear):
+                    if tap is None:
+                        from sandbox_redis.aio_tap import AsyncTap  # here, because importing redis takes 0.5 s
+
+                        tap = AsyncTap(lane)
+                        if line is not None:
+                            line.tap = tap
+                    reply = await (tap.hear(request) if line is None else line.until(tap.hear(request)))
                 else:
                     if held is not None:
                         await held.connection.disconnect(nowait=True)
-                        lane.give_back(held)
+                        held.pool.give_back(held)
                         held = None
+                    lane.heard(request.why)
                     await (asyncio.sleep if line is None else line.sleep)(request.seconds)
                     reply = None
             except Failure as failure:
                 reply = failure
                 if held is not None:
-                    lane.give_back(held)  # it is closed
+                    held.pool.give_back(held)  # it is closed
                     held = None
     finally:
+        if line is None and tap is not None:
+            tap.close()
         if line is not None and not line.closed:
             line.held = held
         elif held is not None:
             await held.connection.disconnect(nowait=True)  # it may still WATCH
-            lane.give_back(held)
+            held.pool.give_back(held)
+
+
+async def _alone(lane: AsyncLane, leased: AsyncLeased, send: Send) -> list[Any]:
+    """Send a packet on a connection that it has for itself."""
+    try:
+        return await lane.exchange(leased, send.commands, send.timeout, send.at)
+    finally:
+        leased.pool.give_back(leased)
 
 
 async def _send_all(lane: AsyncLane, request: SendAll) -> None:
-    """One packet after the other on the shared connection, then all replies: the server is at work meanwhile."""
-    packets = []
+    """One packet after the other on a shared connection to each server, then all replies: the servers are at work
+    meanwhile."""
+    sent: list[tuple[Send, _Packet | Failure]] = []
     while chunk := list(islice(request.sends, CHUNK)):
-        commands = tuple(command for send in chunk for command in send.commands)
-        packets.append((chunk, lane.submit(chunk[0].key, commands, chunk[0].timeout)))
+        packets: dict[Any, _Packet] = {}
+        for send in chunk:
+            try:
+                pool = lane.known(send) or await lane.pool(send)
+            except Failure as failure:
+                sent.append((send, failure))
+            else:
+                packet = packets.setdefault(pool, _Packet())
+                packet.sends.append(send)
+                sent.append((send, packet))
+        for pool, packet in packets.items():
+            commands = tuple(command for send in packet.sends for command in send.commands)
+            packet.future = pool.submit(commands, packet.sends[0].timeout)
         await asyncio.sleep(0)  # lets it be written
-    for chunk, future in packets:
-        try:
-            replies = iter(await future)
-        except Failure as failure:
-            for _ in chunk:
-                request.deliver(failure)
-        else:
-            for send in chunk:
-                request.deliver(list(islice(replies, len(send.commands))))
+    for send, where in sent:
+        request.deliver(where if isinstance(where, Failure) else await where.replies(send))
+
+
+class _Packet:
+    """What of a `SendAll` travels together."""
+
+    def __init__(self) -> None:
+        self.sends: list[Send] = []
+        self.future: asyncio.Future[list[Any]]
+        self._replies: Iterator[Any] = iter(())
+        self._failure: Failure | None = None
+
+    async def replies(self, send: Send) -> list[Any] | Failure:
+        """The replies to the next one of `sends`."""
+        if send is self.sends[0]:
+            try:
+                self._replies = iter(await self.future)
+            except Failure as failure:
+                self._failure = failure
+        return self._failure or list(islice(self._replies, len(send.commands)))

@@ -1,291 +1,94 @@
-"""The way to one Redis server for asyncio. The packets of all tasks share two connections, and are sent and answered in
-order (4.8 times the throughput of a pool, measured); a transaction leases a connection to itself. It repeats nothing.
+"""The way to the servers of a store for asyncio, as ``lane.py`` is for threads. What happens on a connection stands in
+``aio_pool.py``.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-from redis.exceptions import RedisError
-
-from sandbox_redis.connect import NOT_YET, Endpoint, answer, at_hand, fence, lost, pack, unsent
-from sandbox_redis.wire import Command, Failure, Lost, Unsent
-
-CONNECT_MAX: Final = 60.0  # seconds; each task that waits for the connection gives up by its own timeout before
-NO_REPLY: Final = "no reply came in time"
-SHARED_MAX: Final = 2  # the server answers a connection when it is through with what it has read from it: so while it
-# works for the one, we work for the other
-LEASES_MAX: Final = 16  # connections for transactions; more would not make one server faster
+from sandbox_redis.aio_pool import AsyncLeased, AsyncPool
+from sandbox_redis.connect import Way
+from sandbox_redis.lane import LOOK_MAX
+from sandbox_redis.topology import Place, asking
+from sandbox_redis.wire import Command, Failure, Send, ServerError, Unsent
 
 
 class AsyncLane:
-    """Connections to one server, for the tasks of one event loop at a time."""
+    """A pool for each server, for the tasks of one event loop at a time."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self.address = endpoint.address
-        self._reached = False
-        self._broken = False
-        self.on_return: Callable[[], None] = lambda: None
-        """As `Lane.on_return`."""
-        self._loop: asyncio.AbstractEventLoop | None = None
+    def __init__(self, way: Way) -> None:
+        self.topology = way.topology
+        self.address = way.topology.address
+        self._way = way
+        self._pools: dict[Place, AsyncPool] = {}
+        self.on_loss: Callable[[], None] = lambda: None
+        """As `Lane.on_loss`."""
 
-    def _here(self) -> None:
-        """Begin anew in another event loop, or in the child of a fork: connections belong to the loop they began in."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._loop = loop
-            self._shared: list[_Shared] = []
-            self._idle: deque[AsyncLeased] = deque()
-            self._leases = asyncio.Semaphore(LEASES_MAX)
+    def known(self, send: Send) -> AsyncPool | None:
+        """The connections to the server that a packet goes to; None when that has to be looked for."""
+        place = Place(send.at) if send.at else self.topology.at(send.key, replica=send.replica)
+        return place and (self._pools.get(place) or self._to(place))
 
-    def submit(self, key: str, commands: tuple[Command, ...], timeout: float) -> asyncio.Future[list[Any]]:
-        """Send one packet among those of other tasks; the future is for its replies, errors as `ServerError`.
+    async def pool(self, send: Send) -> AsyncPool:
+        """As `Lane.pool`."""
+        found = self.known(send)
+        if found is None:
+            await self._look(send.timeout)
+            found = self.known(send)
+            if found is None:
+                raise Unsent(self.address, "no server is known to hold this key", "CLUSTERDOWN")
+        return found
 
-        Raises (the future does):
-            Unsent, Lost: the connection failed, and is closed.
-        """
-        self._here()
-        self._shared = [shared for shared in self._shared if shared.failure is None]
-        least = min(self._shared, key=_Shared.load, default=None)
-        if least is None or (least.load() and len(self._shared) < SHARED_MAX):
-            least = _Shared(self)
-            self._shared.append(least)
-        return least.submit(commands, timeout)
+    async def lease(self, send: Send) -> AsyncLeased:
+        """As `Lane.lease`."""
+        return await (await self.pool(send)).lease(send.timeout)
 
-    async def lease(self, key: str, timeout: float) -> AsyncLeased:
-        """A connection to the server that holds `key`, for one user at a time."""
-        self._here()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._leases.acquire()
-        except TimeoutError:
-            raise Unsent(self.address, f"all {LEASES_MAX} connections for transactions stayed busy") from None
-        if not self._idle:
-            return AsyncLeased(self.endpoint.connection())
-        leased = self._idle.pop()
-        if leased.connection.is_connected:
+    async def own(self, send: Send) -> AsyncLeased:
+        """As `Lane.own`."""
+        return (await self.pool(send)).own()
+
+    async def exchange(
+        self, leased: AsyncLeased, commands: tuple[Command, ...], timeout: float, at: str = ""
+    ) -> list[Any]:
+        """As `Lane.exchange`."""
+        if not at:
+            return await leased.pool.exchange(leased, commands, timeout)
+        sent, theirs = asking(commands)
+        replies = await leased.pool.exchange(leased, sent, timeout)
+        return [replies[place] for place in theirs]
+
+    def heard(self, why: Sequence[ServerError | Failure]) -> None:
+        """As `Lane.heard`."""
+        for each in why:
+            self.topology.heard(each)
+
+    def _to(self, place: Place) -> AsyncPool:
+        pool = AsyncPool(self._way.endpoint(place), partial(self._lost, place), patient=self.topology.found)
+        return self._pools.setdefault(place, pool)
+
+    def _lost(self, place: Place) -> None:
+        self.topology.lost(place)
+        self.on_loss()
+
+    async def _look(self, timeout: float) -> None:
+        looking = self.topology.look()
+        reply: Any = None
+        while True:
             try:
-                closed = await leased.connection.can_read()
-            except (RedisError, OSError):
-                closed = True
-            if closed:
-                await leased.connection.disconnect(nowait=True)
-                self._broken = True
-        return leased
-
-    def own(self, key: str) -> AsyncLeased:
-        """A new connection, beside those for transactions: it will be blocked for long."""
-        self._here()
-        return AsyncLeased(self.endpoint.connection(), counted=False)
-
-    def give_back(self, leased: AsyncLeased) -> None:
-        """End a lease; what the connection was asked has been answered, or it is closed."""
-        if leased.counted:
-            self._idle.append(leased)
-            self._leases.release()
-
-    async def exchange(self, leased: AsyncLeased, commands: tuple[Command, ...], timeout: float) -> list[Any]:
-        """Send one packet on a leased connection and read its replies, errors as `ServerError`.
-
-        Raises:
-            Unsent, Lost: the connection failed, and is closed.
-        """
-        connection = leased.connection
-        await self.connect(leased, timeout)
-        try:
-            async with asyncio.timeout(timeout):
-                await connection.send_packed_command(pack(commands), check_health=False)
-                return [await read(connection, command) for command in commands]
-        except TimeoutError:
-            await connection.disconnect(nowait=True)
-            self._broken = True
-            raise Lost(self.address, NO_REPLY, leased.fence) from None
-        except (RedisError, OSError) as error:
-            await connection.disconnect(nowait=True)
-            self._broken = True
-            raise lost(self.address, error, leased.fence) from None
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-
-    async def connect(self, leased: AsyncLeased, timeout: float) -> None:
-        """Connect, if it is not.
-
-        Raises:
-            Unsent: it failed.
-        """
-        connection = leased.connection
-        if connection.is_connected:
-            return
-        greeting = self.endpoint.greeting
-        connection.socket_connect_timeout = timeout
-        connection.socket_timeout = None  # the timeouts here are those of whole packets
-        try:
-            async with asyncio.timeout(timeout):
-                await connection.connect()
-                await connection.send_packed_command(pack(greeting), check_health=False)
-                replies = [await read(connection, command) for command in greeting if connection.is_connected]
-        except (RedisError, OSError) as error:
-            await connection.disconnect(nowait=True)
-            self._broken = True
-            raise unsent(self.address, error, reached=self._reached) from None
-        leased.fence = fence(self.address, replies)
-        self._reached = True
-        if self._broken:
-            self._broken = False
-            self.on_return()
-
-    def failed(self) -> None:
-        """A connection failed."""
-        self._broken = True
+                place, command = looking.send(reply)
+            except StopIteration:
+                break
+            pool = self._pools.get(place) or self._to(place)
+            try:
+                (reply,) = await pool.submit((command,), min(timeout / 2, LOOK_MAX))
+            except Failure as failure:
+                reply = failure
+        for pool in self._pools.values():
+            pool.patient = True  # where one server does not listen, another may be in its place soon
 
     async def close(self) -> None:
-        """Close the shared connection and the idle ones; who waits for the shared one connects again."""
-        self._here()
-        for shared in self._shared:
-            await shared.close(Unsent(self.address, "the store was closed"))
-        await self.close_idle()
-
-    async def close_idle(self) -> None:
-        """Close the connections that nobody uses."""
-        while self._idle:
-            await self._idle.pop().connection.disconnect(nowait=True)
-
-
-async def read(connection: Any, command: Command) -> Any:
-    """The reply to one command, an error reply as `ServerError`."""
-    reply = at_hand(connection)
-    if reply is NOT_YET:
-        try:
-            reply = await connection.read_response(disable_decoding=True)
-        except RedisError as error:
-            reply = error
-    return answer(command, reply)
-
-
-class AsyncLeased:
-    """One connection, and how to make the server drop it."""
-
-    __slots__ = ("connection", "counted", "fence")
-
-    def __init__(self, connection: Any, *, counted: bool = True) -> None:
-        self.connection = connection
-        self.counted = counted
-        self.fence: Command | None = None
-
-
-class _Packet(NamedTuple):
-    commands: tuple[Command, ...]
-    future: asyncio.Future[list[Any]]
-    until: float
-
-
-class _Shared:
-    """One connection that carries the packets of many tasks. It connects at the first packet, and lives until it
-    fails."""
-
-    def __init__(self, lane: AsyncLane) -> None:
-        self.failure: Failure | None = None
-        self._lane = lane
-        self._loop = asyncio.get_running_loop()
-        self._leased = AsyncLeased(lane.endpoint.connection())
-        self._unsent: list[_Packet] = []
-        self._sent: deque[_Packet] = deque()
-        self._to_send = asyncio.Event()
-        self._connected = asyncio.Event()
-        self._tasks = {self._loop.create_task(self._run(work)) for work in (self._write, self._read)}
-        # One alarm for all packets: a timeout of its own for each would cost more than its reply (5 us).
-        self._alarm: asyncio.TimerHandle | None = None
-
-    def submit(self, commands: tuple[Command, ...], timeout: float) -> asyncio.Future[list[Any]]:
-        """Queue a packet; the future is for its replies."""
-        packet = _Packet(commands, self._loop.create_future(), self._loop.time() + timeout)
-        self._unsent.append(packet)
-        self._to_send.set()
-        if self._alarm is None or packet.until < self._alarm.when():
-            self._set_alarm(packet.until)
-        return packet.future
-
-    def load(self) -> int:
-        """How many packets are under way."""
-        return len(self._unsent) + len(self._sent)
-
-    def _set_alarm(self, when: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = self._loop.call_at(when, self._ring)
-
-    def _ring(self) -> None:
-        self._alarm = None
-        waiting = [packet.until for packet in (*self._sent, *self._unsent) if not packet.future.done()]
-        if waiting and min(waiting) <= self._loop.time():
-            # What stands behind the late one in the connection is late as well; each finds out for itself.
-            late = self.close(Lost(self._lane.address, NO_REPLY, self._leased.fence))
-            self._tasks.add(self._loop.create_task(late))
-        elif waiting:
-            self._set_alarm(min(waiting))
-
-    async def close(self, failure: Failure) -> None:
-        """End the connection; everybody who waits for it hears why."""
-        if self.failure is not None:
-            return
-        self.failure = failure
-        self._lane.failed()
-        unsent = failure if isinstance(failure, Unsent) else Unsent(failure.address, failure.reason)
-        for packets, error in (
-            (self._sent, Lost(failure.address, failure.reason, self._leased.fence)),
-            (self._unsent, unsent),
-        ):
-            for packet in packets:
-                if not packet.future.done():
-                    packet.future.set_exception(error)
-        if self._alarm is not None:
-            self._alarm.cancel()
-        for task in self._tasks:
-            if task is not asyncio.current_task():
-                task.cancel()
-        await self._leased.connection.disconnect(nowait=True)
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        failure: Failure = Lost(self._lane.address, "the connection was closed", self._leased.fence)
-        try:
-            await work()
-        except Failure as error:
-            failure = error
-        except (RedisError, OSError) as error:
-            failure = lost(self._lane.address, error, self._leased.fence)
-        except asyncio.CancelledError:
-            if self.failure is None:  # the event loop ends, and nobody has closed the store
-                await self._lane.close_idle()
-            raise
-        finally:
-            await self.close(failure)
-
-    async def _write(self) -> None:
-        await self._lane.connect(self._leased, CONNECT_MAX)
-        self._connected.set()
-        while True:
-            await self._to_send.wait()
-            self._to_send.clear()
-            packets = [packet for packet in self._unsent if not packet.future.cancelled()]
-            self._unsent = []
-            self._sent.extend(packets)
-            packed = pack(command for packet in packets for command in packet.commands)
-            await self._leased.connection.send_packed_command(packed, check_health=False)
-
-    async def _read(self) -> None:
-        # It reads also while nothing is expected, and so notices at once when the server closes an idle connection.
-        await self._connected.wait()
-        while True:
-            first = await read(self._leased.connection, self._sent[0].commands[0] if self._sent else ())
-            if not self._sent:
-                raise OSError(f"the server said what nobody asked for: {first!r}")
-            packet = self._sent[0]
-            replies = [first, *[await read(self._leased.connection, command) for command in packet.commands[1:]]]
-            self._sent.popleft()
-            if not packet.future.done():  # the task that asked may have been cancelled
-                packet.future.set_result(replies)
+        """Close the shared connections and the idle ones; who waits for them connects again."""
+        for pool in tuple(self._pools.values()):
+            await pool.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Self
 
@@ -115,13 +114,8 @@ class AsyncMirror:
             await asyncio.sleep(self._core.pause())
 
     async def _follow(self) -> None:
-        held = self._line.held
-        assert held is not None
         while True:
-            sent = time.monotonic()
-            packet = self._core.packet()
-            replies = await self._lane.exchange(held, packet, self._core.heartbeat + self._timeout)
-            self._core.take(replies, sent)
+            await play(self._lane, self._core.hear(), self._line)
             self._tell()
 
     def _tell(self) -> None:

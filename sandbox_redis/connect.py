@@ -7,12 +7,13 @@ touched, and what it does about retries, decoding or caching does not reach the 
 from __future__ import annotations
 
 import errno
+import inspect
 import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import hiredis
 import redis
@@ -22,11 +23,20 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from sandbox_redis.errors import InvalidArgumentError
+from sandbox_redis.topology import Cluster, Place, Sentinels, Single, Topology
 from sandbox_redis.wire import TRANSIENT, Command, Lost, ServerError, Unsent
 
 NOT_YET: Final = NOT_ENOUGH_DATA
 """Stands for a reply that has not come in."""
-SCHEMES: Final = ("redis://", "rediss://", "unix://")
+SCHEMES: Final = (
+    "redis://",
+    "rediss://",
+    "unix://",
+    "redis+cluster://",
+    "rediss+cluster://",
+    "redis+sentinel://",
+    "rediss+sentinel://",
+)
 
 # What redis-py would do by itself and a store must not have: repeat commands, decode replies, follow maintenance
 # notices; and a handshake of five commands where two will do (1.2 ms against 0.15 ms, measured).
@@ -41,6 +51,7 @@ _DROPPED: Final = (
     "orig_socket_timeout",
     "orig_socket_connect_timeout",
     "himport_registry",
+    "event_dispatcher",
 )
 # Said in other words, or under other codes, at other places: in scripts, by EXEC, at the door.
 _FORBIDDEN: Final = re.compile("ACL failure in script|The user executing the script can't|no permissions")
@@ -59,15 +70,44 @@ class Endpoint:
     address: str
     """For messages; without credentials."""
     greeting: tuple[Command, ...]
-    """What a new connection says first: its name for CLIENT LIST, which takes no blanks; and asks what the server calls
-    it, see `fence`."""
+    """What a new connection says first: its name for CLIENT LIST, which takes no blanks; asks what the server calls it,
+    see `fence`; and whatever the server's role needs."""
+    role: str = ""
+    """As `Place.role`."""
 
     def connection(self) -> Any:
         """A connection that is not connected yet."""
         return self.connection_class(**self.arguments)
 
 
-def endpoint(source: Any, *, agent: str, asyncio: bool) -> Endpoint:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where the servers of a store are, and how each is connected to."""
+
+    topology: Topology
+    connection_class: Any
+    arguments: dict[str, Any] = field(repr=False)  # without an address, but where there is only one
+    name: str
+    sentinel: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What differs in the arguments for Sentinels: they have users of their own."""
+
+    def endpoint(self, place: Place) -> Endpoint:
+        """One of the servers."""
+        greeting: tuple[Command, ...] = (("CLIENT", "SETNAME", self.name), ("CLIENT", "INFO"))
+        arguments = self.arguments
+        if not isinstance(self.topology, Single):
+            host, _, port = place.address.rpartition(":")
+            arguments = arguments | {"host": host.strip("[]"), "port": int(port)}
+        if place.role == "sentinel":
+            arguments = arguments | {"db": 0, "username": None, "password": None} | self.sentinel
+        elif place.role == "cluster replica":
+            greeting += (("READONLY",),)
+        elif place.role == "master":
+            greeting += (("ROLE",),)
+        return Endpoint(self.connection_class, arguments, place.address, greeting, place.role)
+
+
+def way(source: Any, *, agent: str, asyncio: bool) -> Way:
     """What a URL or a client leads to.
 
     Raises:
@@ -75,28 +115,11 @@ def endpoint(source: Any, *, agent: str, asyncio: bool) -> Endpoint:
     """
     library: Any = redis.asyncio if asyncio else redis
     if isinstance(source, str):
-        if not source.startswith(SCHEMES):
-            known = ", ".join(SCHEMES)
-            raise InvalidArgumentError("url", without_password(source), f"it must begin with one of {known}")
-        try:
-            pool = library.ConnectionPool.from_url(source)
-            pool.connection_class(**pool.connection_kwargs)  # finds what it does not know in the query
-            parsed = urlsplit(source)
-            (parsed.hostname or "").encode("idna")
-            if parsed.scheme != "unix" and not re.fullmatch(r"/?\d*", parsed.path):
-                raise ValueError("the path is the number of a database")
-        except (AttributeError, TypeError, ValueError) as error:
-            secret = re.search(r"//[^/]*:[^@]*@", source) is not None
-            reason = "a password's special characters must be written as %40 and the like" if secret else str(error)
-            raise InvalidArgumentError("url", without_password(source), reason) from None
+        topology, connection_class, given, sentinel = _parsed(source, library)
     else:
-        if not isinstance(source, library.Redis):
-            wanted = f"{library.__name__}.Redis"
-            raise InvalidArgumentError("client", source, f"a {wanted} is needed (a fakeredis client is one)")
-        pool = source.connection_pool
-    arguments = {name: value for name, value in pool.connection_kwargs.items() if name not in _DROPPED}
+        topology, connection_class, given, sentinel = _taken(source, library)
     retry = redis.asyncio.retry.Retry if asyncio else redis.retry.Retry
-    arguments |= {
+    ours = {
         "retry": retry(NoBackoff(), 0),
         "decode_responses": False,
         "health_check_interval": 0,
@@ -104,9 +127,97 @@ def endpoint(source: Any, *, agent: str, asyncio: bool) -> Endpoint:
         "driver_info": None,
         "client_name": None,
     }
-    name = pool.connection_kwargs.get("client_name") or re.sub(r"[^!-~]", "_", agent) or "sandbox-redis"
-    greeting = (("CLIENT", "SETNAME", name), ("CLIENT", "INFO"))
-    return Endpoint(pool.connection_class, arguments, _address(pool.connection_class, arguments), greeting)
+    arguments = {name: value for name, value in given.items() if name not in _DROPPED} | ours
+    name = given.get("client_name") or re.sub(r"[^!-~]", "_", agent) or "sandbox-redis"
+    return Way(topology, connection_class, arguments, name, sentinel)
+
+
+_Parts = tuple[Topology, Any, dict[str, Any], dict[str, Any]]
+"""The topology, the class of its connections, their arguments, and those for Sentinels."""
+
+
+def _parsed(url: str, library: Any) -> _Parts:
+    if not url.startswith(SCHEMES):
+        raise InvalidArgumentError("url", without_password(url), f"it must begin with one of {', '.join(SCHEMES)}")
+    try:
+        scheme, _, rest = url.partition("://")
+        if "+" not in scheme:
+            pool = _pool(url, library)
+            address = _address(pool.connection_class, pool.connection_kwargs)
+            return Single(address), pool.connection_class, pool.connection_kwargs, {}
+        plain, kind = scheme.split("+")
+        parsed = urlsplit(f"{plain}://{rest}")
+        credentials, at, hosts = parsed.netloc.rpartition("@")
+        default = 26379 if kind == "sentinel" else 6379
+        addresses = [_with_port(host, default) for host in hosts.split(",")]
+        path = parsed.path.strip("/").split("/")
+        query = parse_qs(parsed.query, strict_parsing=bool(parsed.query))
+        sentinel = {
+            name: query.pop(f"sentinel_{name}")[0] for name in ("username", "password") if f"sentinel_{name}" in query
+        }
+        database = ""
+        if kind == "sentinel":
+            service, database = unquote(path[0]), "/".join(path[1:])
+            if not service:
+                raise ValueError("the service that the sentinels know is needed behind them, as in /mymaster/0")
+        elif path not in ([""], ["0"]):
+            raise ValueError("a cluster has no databases beside 0")
+        pool = _pool(f"{plain}://{credentials}{at}{addresses[0]}/{database}?{urlencode(query, doseq=True)}", library)
+        given = {name: value for name, value in pool.connection_kwargs.items() if name not in ("host", "port")}
+        topology = Sentinels(service, addresses) if kind == "sentinel" else Cluster(addresses)
+    except (AttributeError, TypeError, ValueError) as error:
+        secret = re.search(r"//[^/]*:[^@]*@", url) is not None
+        reason = "a password's special characters must be written as %40 and the like" if secret else str(error)
+        raise InvalidArgumentError("url", without_password(url), reason) from None
+    return topology, pool.connection_class, given, sentinel
+
+
+def _pool(url: str, library: Any) -> Any:
+    pool = library.ConnectionPool.from_url(url)
+    pool.connection_class(**pool.connection_kwargs)  # finds what it does not know in the query
+    parsed = urlsplit(url)
+    (parsed.hostname or "").encode("idna")
+    if parsed.scheme != "unix" and not re.fullmatch(r"/?\d*", parsed.path):
+        raise ValueError("the path is the number of a database")
+    return pool
+
+
+def _with_port(host: str, default: int) -> str:
+    """An address of several in a URL."""
+    parsed = urlsplit(f"//{host}")
+    if not parsed.hostname:
+        raise ValueError("a host is missing")
+    name = f"[{parsed.hostname}]" if ":" in parsed.hostname else parsed.hostname
+    return f"{name}:{default if parsed.port is None else parsed.port}"
+
+
+def _taken(client: Any, library: Any) -> _Parts:
+    """From a client's settings."""
+    plain: Any = library.connection.Connection
+    secure: Any = library.connection.SSLConnection
+    if isinstance(client, library.RedisCluster):
+        given = dict(client.nodes_manager.connection_kwargs)
+        seeds = [f"{node.host}:{node.port}" for node in client.nodes_manager.startup_nodes.values()]
+        accepted = set(inspect.signature(library.connection.AbstractConnection).parameters)
+        accepted |= {name for each in (plain, secure) for name in inspect.signature(each).parameters}
+        tls = given.pop("ssl", False) or given.get("connection_class") is secure
+        given = {name: value for name, value in given.items() if name in accepted and name not in ("host", "port")}
+        return Cluster(seeds), secure if tls else plain, given, {}
+    if not isinstance(client, library.Redis):
+        wanted = f"a {library.__name__}.Redis or RedisCluster is needed (a fakeredis client is one)"
+        raise InvalidArgumentError("client", client, wanted)
+    pool = client.connection_pool
+    given = dict(pool.connection_kwargs)
+    if not isinstance(pool, library.sentinel.SentinelConnectionPool):
+        return Single(_address(pool.connection_class, given)), pool.connection_class, given, {}
+    if not pool.is_master:
+        raise InvalidArgumentError("client", client, "a master is needed: master_for, not slave_for")
+    del given["connection_pool"]
+    asked = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
+    seeds = [f"{each['host']}:{each['port']}" for each in asked]
+    sentinel = {name: asked[0].get(name) for name in ("username", "password")}
+    tls = issubclass(pool.connection_class, secure)
+    return Sentinels(pool.service_name, seeds), secure if tls else plain, given, sentinel
 
 
 def _address(connection_class: type, arguments: dict[str, Any]) -> str:
@@ -172,8 +283,8 @@ def answer(command: Command, reply: Any) -> Any:
     return reply
 
 
-def unsent(address: str, error: Exception, *, reached: bool) -> Unsent:
-    """Connecting failed. Without an answer ever, from where nobody listens, there is no use in waiting."""
+def unsent(address: str, error: Exception, *, patient: bool) -> Unsent:
+    """Connecting failed. Without an answer ever, from where nobody listens, there is no use in being `patient`."""
     said = isinstance(error, RedisError) and is_refusal(error)
     code = refusal(error).code if said else "UNREACHABLE"  # type: ignore[arg-type]
     cause = error.__cause__ or error.__context__
@@ -186,27 +297,32 @@ def unsent(address: str, error: Exception, *, reached: bool) -> Unsent:
             int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))
         ]
         nobody = isinstance(cause, socket.gaierror) or any(number in _NOBODY_THERE for number in numbers)
-        failure.hopeless = nobody and not reached
+        failure.hopeless = nobody and not patient
     return failure
 
 
-def fence(address: str, replies: list[Any]) -> Command | None:
+def fence(endpoint: Endpoint, replies: list[Any]) -> Command | None:
     """From the replies to a greeting, the command that makes the server drop this connection, and no other: the number
     alone may be another's after a restart. See `Lost`.
 
     Raises:
-        Unsent: the server did not let us in, and redis-py has closed the connection at that word.
+        Unsent: the server did not let us in, and redis-py has closed the connection at that word; or it is not what it
+            is taken for.
     """
-    if len(replies) < 2:
-        failure = Unsent(address, replies[0].message, replies[0].code)
+    if len(replies) < len(endpoint.greeting):
+        failure = Unsent(endpoint.address, replies[0].message, replies[0].code)
         failure.hopeless = replies[0].code not in TRANSIENT
         raise failure
+    if endpoint.role == "master" and isinstance(replies[2], list) and replies[2][0] != b"master":
+        raise Unsent(endpoint.address, "the sentinels have named it as the master", "READONLY")
     if isinstance(replies[1], ServerError):  # this user may not ask
         return None
     fields = dict(word.partition(b"=")[::2] for word in replies[1].split())
     if b"/" in fields[b"addr"]:  # a unix socket, the same for all; but nothing stays under way there for long
         return None
-    return ("CLIENT", "KILL", "ID", fields[b"id"], "ADDR", fields[b"addr"])
+    # Its own address as well, where the server says it: another server may have a connection of the same number.
+    ours = (b"LADDR", fields[b"laddr"]) if b"laddr" in fields else ()
+    return ("CLIENT", "KILL", "ID", fields[b"id"], "ADDR", fields[b"addr"], *ours)
 
 
 def lost(address: str, error: BaseException, how: Command | None) -> Lost:

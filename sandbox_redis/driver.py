@@ -11,11 +11,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sandbox_redis.in_step import CHUNK
-from sandbox_redis.wire import Failure, Lease, Op, Send, SendAll, Sleep, Unsent
+from sandbox_redis.wire import Failure, Hear, Lease, Op, Send, SendAll, Unsent
 
 if TYPE_CHECKING:
-    from sandbox_redis.lane import Lane, Leased
+    from sandbox_redis.lane import Lane
     from sandbox_redis.line import Line
+    from sandbox_redis.pool import Leased
+    from sandbox_redis.tap import Tap
 
 T = TypeVar("T")
 
@@ -23,6 +25,7 @@ T = TypeVar("T")
 def play(lane: Lane, op: Op[T], reply: Any = None, line: Line | None = None) -> T:
     """Carry an operation out to its end: the driver for threads. `reply` is for what it has already asked."""
     held = None if line is None else line.held
+    tap: Tap | None = None
     try:
         while True:
             if line is not None:
@@ -32,38 +35,48 @@ def play(lane: Lane, op: Op[T], reply: Any = None, line: Line | None = None) -> 
             except StopIteration as stop:
                 result: T = stop.value
                 return result
-            if isinstance(request, Send):
-                if request.lease is Lease.ANY or (request.lease is Lease.TAKE and held is None):
-                    leased = lane.lease(request.key)
-                elif request.lease is Lease.OWN:
+            try:
+                if isinstance(request, Send):
+                    if request.lease is Lease.ANY or (request.lease is Lease.TAKE and held is None):
+                        leased = lane.lease(request)
+                    elif request.lease is Lease.OWN:
+                        if held is not None:
+                            held.connection.disconnect()
+                            held = None
+                        leased = lane.own(request)
+                    elif held is not None:
+                        leased, held = held, None
+                    else:
+                        raise Unsent(lane.address, "the connection of this transaction was lost")
+                    exchange = lane.exchange if line is None else partial(line.exchange, lane)
+                    reply = exchange(leased, request.commands, request.timeout, request.at)
+                    if request.lease in (Lease.TAKE, Lease.KEEP, Lease.OWN):
+                        held = leased
+                    else:
+                        leased.pool.give_back(leased)
+                elif isinstance(request, SendAll):
+                    _Sent(lane, request, line).receive()
+                    reply = None
+                elif isinstance(request, Hear):
+                    if line is not None and tap is None:
+                        tap, line.tap = line.tap, None
+                    if tap is None:
+                        from sandbox_redis import tap as taps  # here, because importing redis takes 0.5 s
+
+                        tap = taps.Tap(lane, line)
+                    reply = tap.hear(request)
+                else:
                     if held is not None:
                         held.connection.disconnect()
-                    leased, held = lane.own(request.key), None
-                elif held is not None:
-                    leased, held = held, None
-                else:
-                    reply = Unsent(lane.address, "the connection of this transaction was lost")
-                    continue
-                exchange = lane.exchange if line is None else partial(line.exchange, lane)
-                try:
-                    reply = exchange(leased, request.commands, request.timeout)
-                except Failure as failure:
-                    reply = failure
-                    continue
-                if request.lease in (Lease.TAKE, Lease.KEEP, Lease.OWN):
-                    held = leased
-                else:
-                    lane.give_back(leased)
-            elif isinstance(request, SendAll):
-                _Sent(lane, request, line).receive()
-                reply = None
-            else:
-                if held is not None:
-                    held.connection.disconnect()
-                    held = None
-                (line.closed.wait if line else time.sleep)(request.seconds)
-                reply = None
+                        held = None
+                    lane.heard(request.why)
+                    (line.closed.wait if line else time.sleep)(request.seconds)
+                    reply = None
+            except Failure as failure:
+                reply = failure
     finally:
+        if tap is not None and (line is None or line.keep_tap(tap)):
+            tap.close()
         if line is not None:
             line.keep(held)
         elif held is not None:
@@ -84,7 +97,7 @@ class Ahead(Generic[T]):
         except StopIteration as stop:  # it has nothing to send
             self._done = [stop.value]
             return
-        assert not isinstance(request, Sleep)
+        assert isinstance(request, (Send, SendAll))
         self._sent = _Sent(lane, SendAll(iter([request]), self._take) if isinstance(request, Send) else request)
 
     def _take(self, reply: Any) -> None:
@@ -105,56 +118,93 @@ class Ahead(Generic[T]):
             self._sent.abandon()
 
 
+class _Link:
+    """The packets of a `SendAll` to one server."""
+
+    def __init__(self) -> None:
+        self.leased: Leased | None = None
+        self.failure: Failure | None = None
+
+
 class _Sent:
-    """One packet after the other on one connection, then all replies: the server is at work meanwhile."""
+    """One packet after the other on a connection to each server, then all replies: they are at work meanwhile."""
 
     def __init__(self, lane: Lane, request: SendAll, line: Line | None = None) -> None:
-        self._lane = lane
         self._line = line
         self._request = request
-        self._leased: Leased | None = None
-        self._sent: deque[Send] = deque()
-        self._failure: Failure | None = None
+        self._links: dict[Any, _Link] = {}
+        self._sent: deque[tuple[Send, _Link]] = deque()
         try:
             while chunk := list(islice(request.sends, CHUNK)):
-                self._sent.extend(chunk)
-                if self._leased is None:
-                    self._leased = lane.lease(chunk[0].key)
-                    if line is not None:
-                        line.begin(lane, self._leased, chunk[0].timeout)
-                lane.send(self._leased, [command for send in chunk for command in send.commands], chunk[0].timeout)
-        except Failure as failure:
-            self._failure = failure
+                groups: dict[_Link, list[Send]] = {}
+                for send in chunk:
+                    link = self._link(lane, send)
+                    groups.setdefault(link, []).append(send)
+                    self._sent.append((send, link))
+                for link, sends in groups.items():
+                    if link.failure is None:
+                        self._send(link, sends)
         except BaseException:
             self.abandon()
             raise
 
+    def _link(self, lane: Lane, send: Send) -> _Link:
+        try:
+            pool = lane.pool(send)
+        except Failure as failure:
+            link = _Link()
+            link.failure = failure
+            return link
+        link = self._links.setdefault(pool, _Link())
+        if link.failure is not None:  # what has not been sent is certain
+            unsent = _Link()
+            unsent.failure = Unsent(link.failure.address, link.failure.reason, link.failure.code)
+            return unsent
+        if link.leased is None:
+            link.leased = pool.lease()
+            if self._line is not None:
+                try:
+                    self._line.begin(link.leased, send.timeout)
+                except Failure as failure:
+                    link.failure = failure
+        return link
+
+    @staticmethod
+    def _send(link: _Link, sends: list[Send]) -> None:
+        assert link.leased is not None
+        commands = [command for send in sends for command in send.commands]
+        try:
+            link.leased.pool.send(link.leased, commands, sends[0].timeout)
+        except Failure as failure:
+            link.failure = failure
+
     def receive(self) -> None:
         """Hand out the replies."""
         try:
-            while self._sent and self._failure is None:
-                assert self._leased is not None
-                try:
-                    reply = self._lane.receive(self._leased, self._sent[0].commands)
-                except Failure as failure:
-                    self._failure = failure
+            while self._sent:
+                send, link = self._sent.popleft()
+                reply: list[Any] | Failure
+                if link.failure is None:
+                    assert link.leased is not None
+                    try:
+                        reply = link.leased.pool.receive(link.leased, send.commands)
+                    except Failure as failure:
+                        reply = link.failure = failure
                 else:
-                    self._sent.popleft()
-                    self._request.deliver(reply)
+                    reply = link.failure
+                self._request.deliver(reply)
         except BaseException:
             self.abandon()
             raise
         finally:
             if self._line is not None:
                 self._line.end()
-        if (gone := self._failure) is not None:
-            unsent = Unsent(gone.address, gone.reason, gone.code)
-            for each in [gone] * len(self._sent) + [unsent for _ in self._request.sends]:
-                self._request.deliver(each)
-        elif self._leased is not None:
-            self._lane.give_back(self._leased)
+        for link in self._links.values():
+            if link.failure is None and link.leased is not None:
+                link.leased.pool.give_back(link.leased)
 
     def abandon(self) -> None:
-        """Close the connection: replies that nobody wants are still to come."""
-        if self._leased is not None:
-            self._leased.connection.disconnect()
+        """Close the connections: replies that nobody wants are still to come."""
+        for link in self._links.values():
+            if link.leased is not None:
+                link.leased.connection.disconnect()

@@ -59,6 +59,14 @@ def evalsha(name: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Command:
     return ("EVALSHA", script(name).sha, len(keys), *keys, *args)
 
 
+def asked(cause: Failure | ServerError) -> str:
+    """The server that an ASK has named; empty for anything else."""
+    if cause.code != "ASK":
+        return ""
+    address = (cause.message if isinstance(cause, ServerError) else cause.reason).rpartition(" ")[2]
+    return "" if address.startswith((":", "?")) else address
+
+
 class Deadline:
     """A point in time by which an operation ends, one way or the other; and the pauses between its attempts until
     then."""
@@ -92,45 +100,64 @@ class Deadline:
         # The same number for every first attempt: a socket keeps its timeout from one operation to the next.
         return self._timeout / 2 if left > self._timeout * 0.9 else max(left / 2, self._least)
 
-    def pause(self, error: SandboxError, longest: float = PAUSE_MAX) -> Op[None]:
+    def pause(
+        self, error: SandboxError, longest: float = PAUSE_MAX, why: tuple[ServerError | Failure, ...] = ()
+    ) -> Op[None]:
         """Wait before the next attempt, or raise `error` when there is no time for one. The pauses grow
-        exponentially up to `longest` seconds, with full jitter."""
+        exponentially up to `longest` seconds, with full jitter; `why` is for the lane."""
         self.attempts += 1
         seconds = random.uniform(0, min(self._pause, longest))
         self._pause = min(self._pause * 2, PAUSE_MAX)
         if self._clock() + seconds + self._least >= self._at:
             raise error from None
-        yield Sleep(seconds)
+        yield Sleep(seconds, why)
 
 
 class Exchange:
-    """The way to one store's server, as generators. `address` is for messages."""
+    """The way to one store's servers, as generators. `address` is for messages; `passing` is what they may say, and may
+    not say any more after a while."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, passing: frozenset[str] = TRANSIENT) -> None:
         self.address = address
+        self.passing = passing
 
-    def ask(self, key: str, commands: tuple[Command, ...], deadline: Deadline, *, share: bool = False) -> Op[list[Any]]:
+    def ask(
+        self,
+        key: str,
+        commands: tuple[Command, ...],
+        deadline: Deadline,
+        *,
+        share: bool = False,
+        replica: bool = False,
+        at: str = "",
+    ) -> Op[list[Any]]:
         """Send what can be sent twice without harm, until it is answered. Raises the first error that waiting does not
         mend, but leaves NOSCRIPT and WRONGTYPE to the caller, as a reply."""
         while True:
             try:
-                replies: list[Any] = yield Send(key, commands, deadline.share(), share=share)
+                replies: list[Any] = yield Send(key, commands, deadline.share(), share=share, replica=replica, at=at)
             except Failure as failure:
-                yield from self.again(deadline, failure)
+                at = yield from self.again(deadline, failure)
                 continue
             trouble = next((reply for reply in replies if isinstance(reply, ServerError)), None)
             if trouble is None or trouble.code in ("NOSCRIPT", "WRONGTYPE"):
                 return replies
-            yield from self.again(deadline, trouble)
+            at = yield from self.again(deadline, trouble)
+            if at and len(commands) > 1:  # while a slot moves, some of its keys are here and some are there
+                for n, reply in enumerate(replies):
+                    if isinstance(reply, ServerError) and reply.code not in ("NOSCRIPT", "WRONGTYPE"):
+                        (replies[n],) = yield from self.ask(key, (commands[n],), deadline, at=asked(reply))
+                return replies
 
     def again(
         self, deadline: Deadline, cause: Failure | ServerError, lost: OutcomeUnknownError | None = None
-    ) -> Op[None]:
-        """Pause before another attempt, or raise what `cause` means; `lost`, where an earlier reply was lost."""
+    ) -> Op[str]:
+        """Pause before another attempt, or raise what `cause` means; `lost`, where an earlier reply was lost. Returns
+        the server that the next attempt must go to, where an ASK has named one."""
         if isinstance(cause, ServerError):
             error: SandboxError = unavailable(self.address, cause.code, cause.message)
             deadline.said = error
-            hopeless = cause.code not in TRANSIENT
+            hopeless = cause.code not in self.passing
         else:
             error = unavailable(cause.address, cause.code, cause.reason)
             if cause.code == "UNREACHABLE" and deadline.said is not None:
@@ -138,7 +165,8 @@ class Exchange:
             hopeless = isinstance(cause, Unsent) and cause.hopeless and lost is None
         if hopeless:
             raise (lost or error) from None
-        yield from deadline.pause(lost or error)
+        yield from deadline.pause(lost or error, why=(cause,))
+        return asked(cause)
 
     def supply(
         self,
@@ -147,26 +175,43 @@ class Exchange:
         deadline: Deadline,
         lost: OutcomeUnknownError | None = None,
         lease: Lease = Lease.ANY,
+        *,
+        replica: bool = False,
+        at: str = "",
     ) -> Op[None]:
         """Give the server a script it does not have: it is new, was restarted, failed over or SCRIPT FLUSHed."""
         command = ("SCRIPT", "LOAD", script(name).source)
-        (reply,) = yield Send(key, (command,), deadline.share(), lease, share=lease is Lease.ANY)
+        share = lease is Lease.ANY
+        (reply,) = yield Send(key, (command,), deadline.share(), lease, share=share, replica=replica, at=at)
         if isinstance(reply, ServerError):
             yield from self.again(deadline, reply, lost)
         deadline.supplies += 1
         if deadline.supplies > SUPPLIES and deadline.passed():
             raise lost or unavailable(self.address, "NOSCRIPT", "it loses its scripts again and again")
 
-    def run(self, name: str, keys: tuple[str, ...], args: tuple[Any, ...], deadline: Deadline) -> Op[Any]:
+    def run(
+        self,
+        name: str,
+        keys: tuple[str, ...],
+        args: tuple[Any, ...],
+        deadline: Deadline,
+        *,
+        replica: bool = False,
+    ) -> Op[Any]:
         """Run a script that can run twice without harm."""
+        command = evalsha(name, keys, args)
+        at = ""
         while True:
-            (reply,) = yield from self.ask(keys[0], (evalsha(name, keys, args),), deadline)
-            if not isinstance(reply, ServerError) or reply.code != "NOSCRIPT":
-                return reply
             try:
-                yield from self.supply(name, keys[0], deadline)
+                (reply,) = yield Send(keys[0], (command,), deadline.share(), replica=replica, at=at)
+                if not isinstance(reply, ServerError) or reply.code == "WRONGTYPE":
+                    return reply
+                if reply.code == "NOSCRIPT":
+                    yield from self.supply(name, keys[0], deadline, replica=replica, at=at)
+                else:
+                    at = yield from self.again(deadline, reply)
             except Failure as failure:
-                yield from self.again(deadline, failure)
+                at = yield from self.again(deadline, failure)
 
     def write(
         self, name: str, keys: tuple[str, ...], args: tuple[Any, ...], trace: Trace, deadline: Deadline
@@ -174,43 +219,45 @@ class Exchange:
         """Run a script that writes, exactly once. Its reply, or what `find` says of it when the reply was lost."""
         command = evalsha(name, keys, args)
         lost: OutcomeUnknownError | None = None
+        at = ""
         while True:
             writing = False
             try:
-                if lost and (found := (yield from self.find(trace, deadline))):
+                if lost and (found := (yield from self.find(trace, deadline, at=at))):
                     return found
                 writing = True
-                (reply,) = yield Send(keys[0], (command,), deadline.share())
+                (reply,) = yield Send(keys[0], (command,), deadline.share(), at=at)
                 writing = False
                 if isinstance(reply, ServerError):
                     if reply.code == "WRONGTYPE":
                         return reply
                     if reply.code == "NOSCRIPT":
-                        yield from self.supply(name, keys[1], deadline, lost)
+                        yield from self.supply(name, keys[1], deadline, lost, at=at)
                     else:
-                        yield from self.again(deadline, reply, lost)
+                        at = yield from self.again(deadline, reply, lost)
                 elif lost is None or (reply[0] == b"OK" and reply[1] != b"0"):
                     return reply
                 else:
                     # A refusal; but the write that was lost may have arrived after it was looked for, and be the cause.
-                    return (yield from self.find(trace, deadline)) or reply
+                    return (yield from self.find(trace, deadline, at=at)) or reply
             except Failure as failure:
                 if writing and isinstance(failure, Lost):
                     lost = trace.lost(failure)
-                yield from self.again(deadline, failure, lost)
+                at = yield from self.again(deadline, failure, lost)
 
-    def find(self, trace: Trace, deadline: Deadline, lease: Lease = Lease.ANY) -> Op[Any]:
+    def find(self, trace: Trace, deadline: Deadline, lease: Lease = Lease.ANY, *, at: str = "") -> Op[Any]:
         """Look for a write whose reply was lost: a reply as its script gives it, or None when it did not happen."""
         newest = "+"
         while True:
             command = evalsha("find", trace.keys, (trace.request, trace.floor, newest, trace.maxlen, FIND_PAGE))
             # First the server drops the connections that the write was lost with: what is still under way there,
             # perhaps for long, must not be executed after we have looked.
-            *_, reply = yield Send(trace.keys[0], (*trace.fences, command), deadline.share(), lease)
+            *_, reply = yield Send(trace.keys[0], (*trace.fences, command), deadline.share(), lease, at=at)
             if isinstance(reply, ServerError):
                 if reply.code != "NOSCRIPT":
                     raise Unsent(self.address, reply.message, reply.code)
-                yield from self.supply("find", trace.keys[0], deadline, trace.unknown("looking for it failed"), lease)
+                failed = trace.unknown("looking for it failed")
+                yield from self.supply("find", trace.keys[0], deadline, failed, lease, at=at)
                 continue
             match reply[0]:
                 case b"MORE":

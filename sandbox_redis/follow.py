@@ -21,7 +21,7 @@ from sandbox_redis.keys import Keys, meta
 from sandbox_redis.listing import NOTHING
 from sandbox_redis.record import pairs
 from sandbox_redis.session import Session
-from sandbox_redis.wire import Command, LaidOut, Op, ServerError
+from sandbox_redis.wire import Command, LaidOut, Op, Question, ServerError
 
 HEARTBEAT: Final = (
     1.0  # seconds; an idle server answers after so long, which proves that it and the way to it are there
@@ -59,46 +59,97 @@ class Follower:
     def __init__(self, session: Session, layout: Keys, places: dict[int, str]) -> None:
         self.places = places
         """The newest event that was taken, for each partition followed."""
-        self.key = layout.events(next(iter(places)))
-        """The packets go to the server that holds it."""
-        self._streams = {layout.events(partition): partition for partition in places}
-        self._forget = session.forget
-        self._meta = None if session.is_laid_out() else meta(session.prefix)
-        self._maxlen = session.maxlen
-        self._count = max(EVENTS_MAX // len(places), 10)
-        self._anchors = dict(places)  # where it stood when it was last checked
-        self._checked = 0.0
-        self._checking = False
-        self._doubtful: list[Entry] = []
-        self.behind = False
-        """Whether the server had more to tell than it was asked for, when it was asked last."""
+        self.split = session.split
+        """Whether the partitions may be on several servers: then each is a question of its own."""
+        self._meta = None if layout.laid_out else meta(session.prefix)
+        groups = [(partition,) for partition in places] if self.split else [tuple(places)]
+        self._parts = [_Part(session, layout, places, partitions) for partitions in groups]
 
     @property
     def cursor(self) -> str:
         """Where to go on from here, as text."""
         return ",".join(self.places.values())
 
-    def packet(self, heartbeat: float | None = HEARTBEAT) -> tuple[Command, ...]:
-        """What to send to get the next events, after `heartbeat` seconds at the latest; at once when None."""
-        if self._doubtful:
-            return self._checks(self.places)
-        block = () if heartbeat is None else ("BLOCK", max(1, round(heartbeat * 1000)))
-        read = ("XREAD", *block, "COUNT", self._count, "STREAMS", *self._streams, *self.places.values())
-        there = () if self._meta is None else (("EXISTS", self._meta),)
-        # Behind the events it is looked at what was read before, every now and then: the server may have been flushed
-        # under an unbroken connection.
-        self._checking = time.monotonic() - self._checked > HEARTBEAT
-        return (read, *there, *(self._checks(self._anchors) if self._checking else ()))
+    @property
+    def behind(self) -> bool:
+        """Whether the servers had more to tell than they were asked for, when they were asked last."""
+        return any(part.behind for part in self._parts)
 
-    def take(self, replies: Sequence[Any]) -> list[Entry]:
-        """The events in the replies to a packet; whoever takes them moves `places` on.
+    def questions(self, heartbeat: float | None = HEARTBEAT) -> tuple[Question, ...]:
+        """What to ask to get the next events, after `heartbeat` seconds at the latest; at once when None."""
+        questions = tuple((part.key, part.packet(None if self.split else heartbeat)) for part in self._parts)
+        if self._meta is None:
+            return questions
+        there: tuple[Command, ...] = (("EXISTS", self._meta),)
+        if self.split:
+            return (*questions, (self._meta, there))
+        ((key, commands),) = questions
+        return ((key, commands + there),)
+
+    def take(self, answers: Sequence[Sequence[Any] | None]) -> list[Entry]:
+        """The events in the answers, with None for what was not asked; whoever takes them moves `places` on.
 
         Raises:
             CompactedError, StoreRolledBackError: events are missing.
             LaidOut: what is to be followed has only now been decided.
         """
+        told = [None if answer is None else list(answer) for answer in answers]
+        if self._meta is not None and (last := told.pop() if self.split else told[0]) is not None and last.pop():
+            self._meta = None
+            raise LaidOut
+        entries: list[Entry] = []
+        for part, answer in zip(self._parts, told, strict=True):
+            if answer is not None:
+                entries += part.take(answer)
+        return entries
+
+    def attach(self) -> tuple[Question, ...]:
+        """What to ask first on new connections: perhaps to other servers, or to ones that have lost data."""
+        return tuple((part.key, part.attach()) for part in self._parts)
+
+    def attached(self, answers: Sequence[Sequence[Any] | None]) -> None:
+        """The answers to `attach`; raises as `take`."""
+        for part, answer in zip(self._parts, answers, strict=True):
+            assert answer is not None
+            part.attached(answer)
+
+
+class _Part:
+    """The partitions that are asked for in one packet."""
+
+    def __init__(self, session: Session, layout: Keys, places: dict[int, str], partitions: tuple[int, ...]) -> None:
+        self.key = layout.events(partitions[0])
+        """The packets go to the server that holds it."""
+        self.behind = False
+        self._all = places
+        self._streams = {layout.events(partition): partition for partition in partitions}
+        self._forget = session.forget
+        self._maxlen = session.maxlen
+        self._count = max(EVENTS_MAX // len(places), 10)
+        self._anchors = self._places()  # where it stood when it was last checked
+        self._checked = 0.0
+        self._checking = False
+        self._doubtful: list[Entry] = []
+
+    def _places(self) -> dict[int, str]:
+        return {partition: self._all[partition] for partition in self._streams.values()}
+
+    def packet(self, heartbeat: float | None) -> tuple[Command, ...]:
+        """What to ask next."""
+        places = self._places()
         if self._doubtful:
-            self._check(self.places, replies)
+            return self._checks(places)
+        block = () if heartbeat is None else ("BLOCK", max(1, round(heartbeat * 1000)))
+        read = ("XREAD", *block, "COUNT", self._count, "STREAMS", *self._streams, *places.values())
+        # Behind the events it is looked at what was read before, every now and then: the server may have been flushed
+        # under an unbroken connection.
+        self._checking = time.monotonic() - self._checked > HEARTBEAT
+        return (read, *(self._checks(self._anchors) if self._checking else ()))
+
+    def take(self, replies: Sequence[Any]) -> list[Entry]:
+        """As `Follower.take`."""
+        if self._doubtful:
+            self._check(self._places(), replies)
             entries, self._doubtful = self._doubtful, []
             return entries
         found, *rest = replies
@@ -112,26 +163,23 @@ class Follower:
             if len(events) >= min(self._count, self._maxlen):
                 self._doubtful = entries
                 self.behind = True
-        if self._meta is not None and rest.pop(0):
-            self._meta, self._doubtful = None, []
-            raise LaidOut
         if self._checking:
             self._check(self._anchors, rest, live=True)
-            self._anchors, self._checked = dict(self.places), time.monotonic()
+            self._anchors, self._checked = self._places(), time.monotonic()
         for entry in entries:
             if self._anchors[entry.partition] == NOTHING:  # which would be found in a flushed stream as well
                 self._anchors[entry.partition] = entry.revision
         return [] if self._doubtful else entries
 
     def attach(self) -> tuple[Command, ...]:
-        """What to ask first on a new connection: perhaps to another server, or to one that has lost data."""
+        """As `Follower.attach`."""
         self._doubtful = []
-        return self._checks(self.places)
+        return self._checks(self._places())
 
     def attached(self, replies: Sequence[Any]) -> None:
-        """The replies to `attach`; raises as `take`."""
-        self._check(self.places, replies)
-        self._anchors, self._checked = dict(self.places), time.monotonic()
+        """As `Follower.attached`."""
+        self._check(self._places(), replies)
+        self._anchors, self._checked = self._places(), time.monotonic()
 
     def _checks(self, places: dict[int, str]) -> tuple[Command, ...]:
         return tuple(
@@ -147,11 +195,12 @@ class Follower:
         for (found, length), revision in zip(pairs, places.values(), strict=True):
             trimmed = length >= self._maxlen  # an approximate trim never goes below it
             there = not trimmed if revision == NOTHING else bool(found) and found[0][0].decode() == revision
+            cursor = ",".join(self._all.values())
             if not there and (not trimmed or not found):
                 self._forget()  # it may be laid out anew
-                raise StoreRolledBackError(self.cursor)
+                raise StoreRolledBackError(cursor)
             if not there and not live:
-                raise CompactedError(self.cursor)
+                raise CompactedError(cursor)
 
 
 def begin(

@@ -89,7 +89,7 @@ class Player:
 
     def sends_plainly(self) -> bool:
         """Whether it has, or will have, something to send among others."""
-        return not self._begun or (isinstance(self.request, Send) and self.request.lease is Lease.ANY)
+        return not self._begun or _is_plain(self.request)
 
     def advance(self, reply: Any) -> None:
         """Go on with a reply or a failure, until there is something to wait for or nothing left."""
@@ -109,6 +109,10 @@ class Player:
             reply = self._gone.error()
 
 
+def _is_plain(request: Request | None) -> bool:
+    return isinstance(request, Send) and request.lease is Lease.ANY and not request.at
+
+
 class _Round:
     """One packet's worth: what some players want to send, and who waits for which replies."""
 
@@ -123,8 +127,9 @@ class _Round:
         for player in self.players:
             player.begin()
             send = player.request
-            if not isinstance(send, Send) or send.lease is not Lease.ANY:
+            if not _is_plain(send):
                 continue
+            assert isinstance(send, Send)
             if send.share:
                 group = shared.setdefault((send.key, send.commands), [])
                 group.append(player)
@@ -149,7 +154,8 @@ def in_step(players: list[Player], gone: Gone) -> Op[None]:
         if this.players:
             yield SendAll(this.sends(), this.deliver)
         elif sleepers:
-            yield Sleep(max(player.request.seconds for player in sleepers if isinstance(player.request, Sleep)))
+            sleeps = [player.request for player in sleepers if isinstance(player.request, Sleep)]
+            yield Sleep(max(sleep.seconds for sleep in sleeps), tuple(why for sleep in sleeps for why in sleep.why))
             for player in sleepers:
                 player.advance(None)
         elif alone := next((player for player in players if player.request is not None), None):

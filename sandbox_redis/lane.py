@@ -1,173 +1,102 @@
-"""The way to one Redis server for threads: leases a connection, sends one packet, reads its replies. It knows nothing
-of what it carries, and repeats nothing.
+"""The way to the servers of a store for threads: which server a packet goes to, and where they are when that is not
+known. What happens on a connection stands in ``pool.py``, what is known of servers in ``topology.py``.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
-from redis.exceptions import RedisError
+from sandbox_redis.connect import Endpoint, Way
+from sandbox_redis.pool import Leased, Pool
+from sandbox_redis.topology import Place, asking
+from sandbox_redis.wire import Command, Failure, Send, ServerError, Unsent
 
-from sandbox_redis.connect import NOT_YET, Endpoint, answer, at_hand, fence, lost, pack, unsent
-from sandbox_redis.wire import Command
-
-IDLE_MAX: Final = 0.1  # seconds that a connection may idle before it is looked at (2 us) when it is used again
+LOOK_MAX: Final = 1.0  # seconds that one server is asked where the others are
 
 
 class Lane:
-    """Connections to one server, each used by one thread at a time. Safe to share between threads, and after a fork."""
+    """A pool for each server. Safe to share between threads, and after a fork."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self.address = endpoint.address
-        self._idle: deque[Leased] = deque()
-        self._reached = False
-        self._broken = False
-        self.on_return: Callable[[], None] = lambda: None
-        """Called when the server is there again after a connection failed: it may be another one, or an empty one."""
-        _lanes.add(self)
+    def __init__(self, way: Way) -> None:
+        self.topology = way.topology
+        self.address = way.topology.address
+        self._way = way
+        self._pools: dict[Place, Pool] = {}
+        self.on_loss: Callable[[], None] = lambda: None
+        """Called when a connection failed: the next one may lead to another server, or to an empty one."""
 
-    def lease(self, key: str) -> Leased:
-        """A connection to the server that holds `key`, for one user at a time."""
-        try:
-            leased = self._idle.pop()
-        except IndexError:
-            return Leased(self.endpoint.connection())
-        if time.monotonic() - leased.idle_since > IDLE_MAX and leased.connection.is_connected:
-            # What is sent into a connection that was closed long ago would be a lost write, to be looked for.
-            try:
-                closed = leased.connection.can_read(0)
-            except (RedisError, OSError):
-                closed = True
-            if closed:
-                leased.connection.disconnect()
-                self._broken = True
-        return leased
+    def pool(self, send: Send) -> Pool:
+        """The connections to the server that a packet goes to.
 
-    def own(self, key: str) -> Leased:
-        """A new connection, never given back: it will be blocked for long."""
-        return Leased(self.endpoint.connection())
+        Raises:
+            Unsent: nobody knows which that is.
+        """
+        place = Place(send.at) if send.at else self.topology.at(send.key, replica=send.replica)
+        if place is None:
+            self._look(send.timeout)
+            place = self.topology.at(send.key, replica=send.replica)
+            if place is None:
+                raise Unsent(self.address, "no server is known to hold this key", "CLUSTERDOWN")
+        return self._pools.get(place) or self._to(place)
 
-    def give_back(self, leased: Leased) -> None:
-        """End a lease; what the connection was asked has been answered."""
-        leased.idle_since = time.monotonic()
-        self._idle.append(leased)
+    def lease(self, send: Send) -> Leased:
+        """A connection to the server that a packet goes to; raises as `pool`."""
+        return self.pool(send).lease()
 
-    def exchange(self, leased: Leased, commands: Sequence[Command], timeout: float) -> list[Any]:
-        """Send commands in one packet and read their replies.
+    def own(self, send: Send) -> Leased:
+        """A new one, never given back: it will be blocked for long; raises as `pool`."""
+        return self.pool(send).own()
+
+    def exchange(self, leased: Leased, commands: Sequence[Command], timeout: float, at: str = "") -> list[Any]:
+        """Send commands in one packet and read their replies; as an ASK wants it, where it has named this server.
 
         Raises:
             Unsent, Lost: the connection failed, and is closed.
         """
-        self.send(leased, commands, timeout)
-        return self.receive(leased, commands)
+        if not at:
+            return leased.pool.exchange(leased, commands, timeout)
+        sent, theirs = asking(tuple(commands))
+        replies = leased.pool.exchange(leased, sent, timeout)
+        return [replies[place] for place in theirs]
 
-    def send(self, leased: Leased, commands: Sequence[Command], timeout: float) -> None:
-        """Send commands in one packet; `timeout` is for their replies, too. Raises as `exchange`."""
-        connection = leased.connection
-        self.connect(leased, timeout)
-        leased.set_timeout(timeout)
-        try:
-            connection.send_packed_command(pack(commands), check_health=False)
-        except (RedisError, OSError) as error:
-            connection.disconnect()
-            self._broken = True
-            raise lost(self.address, error, leased.fence) from None
+    def heard(self, why: Sequence[ServerError | Failure]) -> None:
+        """Something went wrong, which may tell where the servers are now."""
+        for each in why:
+            self.topology.heard(each)
 
-    def receive(self, leased: Leased, commands: Sequence[Command]) -> list[Any]:
-        """Read the replies to commands that were sent, errors as `ServerError`. Raises as `exchange`."""
-        connection = leased.connection
-        try:
-            return [_reply(connection, command) for command in commands]
-        except (RedisError, OSError) as error:
-            connection.disconnect()
-            self._broken = True
-            raise lost(self.address, error, leased.fence) from None
-        except BaseException:
-            connection.disconnect()
-            raise
+    def endpoint(self, key: str, timeout: float) -> Endpoint:
+        """The server that holds `key`; raises as `pool`."""
+        return self.pool(Send(key, (), timeout)).endpoint
 
-    def connect(self, leased: Leased, timeout: float) -> None:
-        """Connect, if it is not. Raises as `exchange`."""
-        connection = leased.connection
-        if connection.is_connected:
-            return
-        connection.socket_connect_timeout = connection.socket_timeout = leased.timeout = timeout
-        greeting = self.endpoint.greeting
-        try:
-            connection.connect()
-            connection.send_packed_command(pack(greeting), check_health=False)
-            replies = [_reply(connection, command) for command in greeting if connection.is_connected]
-        except (RedisError, OSError) as error:
-            connection.disconnect()
-            self._broken = True
-            raise unsent(self.address, error, reached=self._reached) from None
-        leased.fence = fence(self.address, replies)
-        self._reached = True
-        if self._broken:
-            self._broken = False
-            self.on_return()
+    def _to(self, place: Place) -> Pool:
+        pool = Pool(self._way.endpoint(place), partial(self._lost, place), patient=self.topology.found)
+        return self._pools.setdefault(place, pool)
+
+    def _lost(self, place: Place) -> None:
+        self.topology.lost(place)
+        self.on_loss()
+
+    def _look(self, timeout: float) -> None:
+        looking = self.topology.look()
+        reply: Any = None
+        while True:
+            try:
+                place, command = looking.send(reply)
+            except StopIteration:
+                break
+            pool = self._pools.get(place) or self._to(place)
+            try:
+                leased = pool.lease()
+                (reply,) = pool.exchange(leased, (command,), min(timeout / 2, LOOK_MAX))
+                pool.give_back(leased)
+            except Failure as failure:
+                reply = failure
+        for pool in tuple(self._pools.values()):
+            pool.patient = True  # where one server does not listen, another may be in its place soon
 
     def close(self) -> None:
         """Close the connections that are not leased."""
-        while self._idle:
-            self._idle.pop().connection.disconnect()
-
-    def forget(self) -> None:
-        """Leave the connections to the parent process: after a fork both would read each other's replies."""
-        self._idle = deque()
-
-
-def _reply(connection: Any, command: Command) -> Any:
-    """The reply to one command, an error reply as `ServerError`."""
-    reply = at_hand(connection)
-    if reply is NOT_YET:
-        try:
-            reply = connection.read_response(disable_decoding=True)
-        except RedisError as error:
-            reply = error
-    return answer(command, reply)
-
-
-class Leased:
-    """One connection, the timeout that its socket has, and how to make the server drop it."""
-
-    __slots__ = ("connection", "fence", "idle_since", "timeout")
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.timeout = 0.0
-        self.idle_since = 0.0
-        self.fence: Command | None = None
-
-    def interrupt(self) -> None:
-        """End what another thread does with it, at once."""
-        with suppress(AttributeError, OSError, ValueError):  # it is not connected, or closed already, or fakeredis
-            if self.connection.pid == os.getpid():  # in the child of a fork it is the parent's
-                self.connection._sock.shutdown(socket.SHUT_RDWR)  # noqa: SLF001 - there is no public way to its socket
-
-    def set_timeout(self, timeout: float) -> None:
-        """Give the socket this timeout, for writing and reading."""
-        if timeout != self.timeout:
-            self.timeout = timeout
-            with suppress(AttributeError):  # fakeredis, whose socket has no timeout
-                self.connection.update_current_socket_timeout(timeout)
-
-
-_lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for lane in tuple(_lanes):
-        lane.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+        for pool in tuple(self._pools.values()):
+            pool.close()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sandbox_redis.wire import Closed, Command
 
 if TYPE_CHECKING:
-    from sandbox_redis.lane import Lane, Leased
+    from sandbox_redis.lane import Lane
+    from sandbox_redis.pool import Leased
 
 
 class Line:
@@ -20,9 +21,10 @@ class Line:
 
     def __init__(self) -> None:
         self.held: Leased | None = None
+        self.tap: Any = None  # a Tap; those know lines, not the other way round
         self.closed = threading.Event()
         self._lock = threading.Lock()
-        self._busy: Leased | None = None
+        self._busy: list[Leased] = []
         self._connecting: SimpleQueue[BaseException | None] | None = None
 
     def close(self) -> None:
@@ -31,10 +33,12 @@ class Line:
             self.closed.set()
             if self._connecting is not None:
                 self._connecting.put(Closed())
-            if self._busy is not None:
-                self._busy.interrupt()
-            elif self.held is not None:
+            for leased in self._busy:
+                leased.interrupt()
+            if not self._busy and self.held is not None:
                 self.held.connection.disconnect()
+            if self.tap is not None:  # nobody uses it now
+                self.tap.close()
 
     def check(self) -> None:
         """Raises `Closed` when it is."""
@@ -48,35 +52,43 @@ class Line:
             if leased is not None and self.closed.is_set():
                 leased.connection.disconnect()
 
-    def exchange(self, lane: Lane, leased: Leased, commands: Sequence[Command], timeout: float) -> list[Any]:
+    def keep_tap(self, tap: Any) -> bool:
+        """Keep connections that hear for the next operation; whether they are to be closed instead."""
+        with self._lock:
+            self.tap = tap
+            return self.closed.is_set()
+
+    def exchange(
+        self, lane: Lane, leased: Leased, commands: Sequence[Command], timeout: float, at: str = ""
+    ) -> list[Any]:
         """As `Lane.exchange`."""
-        self.begin(lane, leased, timeout)
+        self.begin(leased, timeout)
         try:
-            return lane.exchange(leased, commands, timeout)
+            return lane.exchange(leased, commands, timeout, at)
         finally:
             self.end()
 
-    def begin(self, lane: Lane, leased: Leased, timeout: float) -> None:
-        """From now on it is this connection that is waited for."""
+    def begin(self, leased: Leased, timeout: float) -> None:
+        """From now on this connection is waited for."""
         if not leased.connection.is_connected:
-            self._connect(lane, leased, timeout)
+            self._connect(leased, timeout)
         with self._lock:
             self.check()
-            self._busy = leased
+            self._busy.append(leased)
 
     def end(self) -> None:
-        """It is not waited for any more."""
+        """Nothing is waited for any more."""
         with self._lock:
-            self._busy = None
+            self._busy.clear()
 
-    def _connect(self, lane: Lane, leased: Leased, timeout: float) -> None:
+    def _connect(self, leased: Leased, timeout: float) -> None:
         """Connect in a thread of its own, to be left behind: nothing ends that before its time."""
         outcome: SimpleQueue[BaseException | None] = SimpleQueue()
         left = threading.Event()
 
         def connect() -> None:
             try:
-                lane.connect(leased, timeout)
+                leased.pool.connect(leased, timeout)
             except BaseException as error:
                 outcome.put(error)
             else:

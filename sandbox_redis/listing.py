@@ -81,7 +81,14 @@ class Listing:
     """A listing on its way: what is to be read next."""
 
     def __init__(
-        self, session: Session, wanted: Selection, after: str | None, limit: int | None, timeout: float | None
+        self,
+        session: Session,
+        wanted: Selection,
+        after: str | None,
+        limit: int | None,
+        timeout: float | None,
+        *,
+        replica: bool = False,
     ) -> None:
         self.room = sys.maxsize if limit is None else checks.integer("limit", limit, 1, sys.maxsize)
         session.deadline(timeout)  # wrong arguments are refused at once
@@ -89,6 +96,7 @@ class Listing:
         self._session = session
         self._wanted = wanted
         self._timeout = timeout
+        self._replica = replica
         self._after = after
         self._choice: Choice | None = None
         self.more = True
@@ -101,12 +109,12 @@ class Listing:
         layout = yield from session.open(deadline, write=False)
         choice = self._choice
         if choice is None:
-            choice = yield from choose(session, layout, self._wanted, self._after, min(PAGE, self.room), deadline)
-        ops: list[Op[Any]] = [_fetch(session, layout, partition, ids, deadline) for partition, ids in choice.ids]
+            choice = yield from self._choose(layout, self._after, min(PAGE, self.room), deadline)
+        ops: list[Op[Any]] = [self._fetch(layout, partition, ids, deadline) for partition, ids in choice.ids]
         room = min(PAGE, self.room - len(choice))
         ahead = following and room > 0 and choice.cursor is not None
         if ahead:
-            ops.append(choose(session, layout, self._wanted, choice.cursor, room, deadline))
+            ops.append(self._choose(layout, choice.cursor, room, deadline))
         done = (yield from together(ops)) if ops else []
         behind = done.pop() if ahead else None
         heads = [layout.status_prefix(partition) for partition, _ in choice.ids]
@@ -120,54 +128,51 @@ class Listing:
         self.more = sheet.choice.cursor is not None and self.room > 0
         return sheet
 
+    def _choose(self, layout: Keys, after: str | None, limit: int, deadline: Deadline) -> Op[Choice]:
+        """The next ids, across the partitions, until there are `limit` or a script ends early."""
+        wanted = self._wanted
+        partition, last, end = *parsed(after, layout.partitions), layout.partitions
+        if wanted.sandbox_id is not None:
+            partition, last = layout.partition(wanted.sandbox_id), b""
+            end = partition if after else partition + 1
+        found: list[tuple[int, list[bytes]]] = []
+        window = 1  # partitions asked at once; it grows while they hold little
+        while partition < end and wanted.states:
+            group = range(partition, min(partition + window, end))
+            parts = yield from together(
+                self._part(layout, p, last if p == partition else b"", limit, deadline) for p in group
+            )
+            for p, (ids, stopped) in zip(group, parts, strict=True):
+                taken = ids[:limit]
+                limit -= len(taken)
+                if taken:
+                    found.append((p, taken))
+                if len(taken) < len(ids) or stopped:
+                    place = taken[-1] if len(taken) < len(ids) else stopped
+                    return Choice(found, f"{p}:{place.decode(errors='surrogateescape')}")
+                if not limit and p + 1 < end:
+                    return Choice(found, f"{p + 1}:")
+            partition, last, window = group.stop, b"", window * 2
+        return Choice(found, None)
 
-def choose(
-    session: Session, layout: Keys, wanted: Selection, after: str | None, limit: int, deadline: Deadline
-) -> Op[Choice]:
-    """The next ids, across the partitions, until there are `limit` or a script ends early."""
-    partition, last, end = *parsed(after, layout.partitions), layout.partitions
-    if wanted.sandbox_id is not None:
-        partition, last = layout.partition(wanted.sandbox_id), b""
-        end = partition if after else partition + 1
-    found: list[tuple[int, list[bytes]]] = []
-    window = 1  # partitions asked at once; it grows while they hold little
-    while partition < end and wanted.states:
-        group = range(partition, min(partition + window, end))
-        parts = yield from together(
-            _choose(session, layout, p, wanted, last if p == partition else b"", limit, deadline) for p in group
-        )
-        for p, (ids, stopped) in zip(group, parts, strict=True):
-            taken = ids[:limit]
-            limit -= len(taken)
-            if taken:
-                found.append((p, taken))
-            if len(taken) < len(ids) or stopped:
-                place = taken[-1] if len(taken) < len(ids) else stopped
-                return Choice(found, f"{p}:{place.decode(errors='surrogateescape')}")
-            if not limit and p + 1 < end:
-                return Choice(found, f"{p + 1}:")
-        partition, last, window = group.stop, b"", window * 2
-    return Choice(found, None)
+    def _part(
+        self, layout: Keys, partition: int, after: bytes, limit: int, deadline: Deadline
+    ) -> Op[tuple[list[bytes], bytes]]:
+        session, wanted, node = self._session, self._wanted, self._wanted.node or ""
+        names = (*layout.states(partition), layout.node(partition, node))
+        states = "".join(f" {state} " for state in wanted.states)
+        head = layout.status_prefix(partition)
+        args = (head, after, wanted.sandbox_id or "", limit, BUDGET, states, node, *wanted.fields())
+        reply = yield from session.exchange.run("page", names, args, deadline, replica=self._replica)
+        if isinstance(reply, ServerError):
+            yield from session.wrong_type(names, deadline, (b"zset",) * 5)
+        _, last, ids = reply
+        return ids, last
 
-
-def _choose(
-    session: Session, layout: Keys, partition: int, wanted: Selection, after: bytes, limit: int, deadline: Deadline
-) -> Op[tuple[list[bytes], bytes]]:
-    node = wanted.node or ""
-    names = (*layout.states(partition), layout.node(partition, node))
-    states = "".join(f" {state} " for state in wanted.states)
-    head = layout.status_prefix(partition)
-    args = (head, after, wanted.sandbox_id or "", limit, BUDGET, states, node, *wanted.fields())
-    reply = yield from session.exchange.run("page", names, args, deadline)
-    if isinstance(reply, ServerError):
-        yield from session.wrong_type(names, deadline, (b"zset",) * 5)
-    _, last, ids = reply
-    return ids, last
-
-
-def _fetch(session: Session, layout: Keys, partition: int, ids: list[bytes], deadline: Deadline) -> Op[list[Any]]:
-    head = layout.status_prefix(partition).encode()
-    return session.exchange.ask(layout.events(partition), tuple(("HGETALL", head + each) for each in ids), deadline)
+    def _fetch(self, layout: Keys, partition: int, ids: list[bytes], deadline: Deadline) -> Op[list[Any]]:
+        head = layout.status_prefix(partition).encode()
+        commands = tuple(("HGETALL", head + each) for each in ids)
+        return self._session.exchange.ask(layout.events(partition), commands, deadline, replica=self._replica)
 
 
 def newest(session: Session, layout: Keys, deadline: Deadline) -> Op[list[str]]:

@@ -30,6 +30,7 @@ from sandbox_redis.wire import Closed, Failure, LaidOut, Lost
 if TYPE_CHECKING:
     from sandbox_redis.lane import Lane
     from sandbox_redis.tail import PolledTail, Tail
+    from sandbox_redis.tap import Tap
 
 OnChangeT = TypeVar("OnChangeT", bound=OnChange)
 
@@ -52,8 +53,7 @@ class Mirror:
         self._core = mirroring
         self._timeout = timeout
         self._line = Line()
-        self._tail: Tail | PolledTail | None = None
-        self._sent = 0.0
+        self._tail: Tail | PolledTail | Tap | None = None
         self._drained = 0.0
         self._lock = threading.Lock()  # held by whoever takes in what has come
         self._pid = os.getpid()
@@ -190,8 +190,8 @@ class Mirror:
         if tail is None or self._pid != os.getpid():
             return
         try:
-            while (replies := tail.receive()) is not None:
-                self._core.take(replies, self._sent, blocked=tail.blocks)
+            while (answers := tail.receive()) is not None:
+                self._core.take(answers, tail.sent, blocked=tail.blocks)
                 self._pass_on()
                 self._ask(tail)
                 if not tail.blocks:
@@ -203,9 +203,8 @@ class Mirror:
         while self._core.changes:
             self._queue.put(self._core.changes.popleft())
 
-    def _ask(self, tail: Tail | PolledTail) -> None:
-        self._sent = time.monotonic()
-        tail.send(self._core.packet(block=tail.blocks))
+    def _ask(self, tail: Tail | PolledTail | Tap) -> None:
+        tail.ask(self._core.questions(block=tail.blocks), self._core.heartbeat)
 
     def _lose(self, error: Exception) -> None:
         """The connection is of no use any more: the mirror's thread is to make another one."""
@@ -223,9 +222,11 @@ class Mirror:
         finally:
             self._pass_on()
         held, self._line.held = self._line.held, None
-        assert held is not None
+        tap, self._line.tap = self._line.tap, None
+        assert (held is None) != (tap is None)
         with self._lock:
-            made = tail(self._lane, held)
+            made = tail(held) if held is not None else tap
+            assert made is not None
             self._ask(made)
             self._tail = made
 
@@ -259,23 +260,23 @@ class Mirror:
             else:
                 self._select(tail, silence)
             with self._lock:
-                if not self._is_busy():
+                if not self._is_busy() or not tail.patience():
                     self._take()
-                if self._tail is not None and time.monotonic() - self._sent > silence:
+                if self._tail is not None and time.monotonic() - self._tail.sent > silence:
                     self._lose(Lost(self._lane.address, "it has fallen silent"))
 
     def _is_busy(self) -> bool:
         """Whether somebody reads, and so takes in what comes, all the time."""
         return time.monotonic() - self._drained < BUSY
 
-    def _select(self, tail: Tail | PolledTail, timeout: float) -> None:
+    def _select(self, tail: Tail | PolledTail | Tap, timeout: float) -> None:
         waiting = select.poll()
         try:
-            waiting.register(self._waker, select.POLLIN)
-            waiting.register(tail, select.POLLIN)
+            for fileno in (self._waker.fileno(), *tail.filenos()):
+                waiting.register(fileno, select.POLLIN)
         except ValueError:  # another thread has closed it
             return
-        if (self._waker.fileno(), select.POLLIN) in waiting.poll(timeout * 1000):
+        if (self._waker.fileno(), select.POLLIN) in waiting.poll(min(timeout, tail.patience()) * 1000):
             self._waker.recv(64)
 
     def _wake(self) -> None:

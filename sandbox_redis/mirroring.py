@@ -20,7 +20,7 @@ from sandbox_redis.errors import (
     StoreUnavailableError,
     WaitTimeoutError,
 )
-from sandbox_redis.exchange import PAUSE_FIRST
+from sandbox_redis.exchange import PAUSE_FIRST, asked
 from sandbox_redis.follow import HEARTBEAT, is_place, place
 from sandbox_redis.keys import Keys
 from sandbox_redis.picture import Picture, draw, is_as_of
@@ -29,7 +29,7 @@ from sandbox_redis.selection import ALL, LISTED, Selection, one_state, selection
 from sandbox_redis.session import Session
 from sandbox_redis.states import State
 from sandbox_redis.watching import Feed, refusal_in
-from sandbox_redis.wire import Closed, Command, Failure, LaidOut, Op
+from sandbox_redis.wire import Closed, Failure, LaidOut, Op, Question
 
 PAUSE_MAX: Final = 1.0  # seconds between two attempts to reach the server again
 STALE: Final = 3  # heartbeats without a word make a mirror stale; one may be late on a busy machine
@@ -89,13 +89,20 @@ class Mirroring:
             for sandbox_id in sorted(before.sandboxes.keys() | picture.sandboxes.keys()):
                 self._changed(before.sandboxes.get(sandbox_id), picture.sandboxes.get(sandbox_id))
 
-    def packet(self, *, block: bool = True) -> tuple[Command, ...]:
-        """What to send to hear of the next events, after a heartbeat at the latest."""
+    def questions(self, *, block: bool = True) -> tuple[Question, ...]:
+        """What to ask to hear of the next events, after a heartbeat at the latest."""
         assert self.feed is not None
-        return self.feed.follower.packet(self.heartbeat if block else None)
+        return self.feed.follower.questions(self.heartbeat if block else None)
 
-    def take(self, replies: Sequence[Any], sent: float, *, blocked: bool = True) -> None:
-        """The replies to a packet that was sent at that time.
+    def hear(self) -> Op[None]:
+        """Wait for the next events, for a heartbeat at most, and take them in."""
+        assert self.feed is not None
+        sent = time.monotonic()
+        answers = yield from self.feed.hear(self.questions(), self.heartbeat + self._session.timeout, self.heartbeat)
+        self.take(answers, sent)
+
+    def take(self, answers: Sequence[list[Any] | None], sent: float, *, blocked: bool = True) -> None:
+        """The answers to questions that were sent at that time.
 
         Raises:
             Unsent: the server cannot serve now.
@@ -103,19 +110,24 @@ class Mirroring:
         """
         assert self.feed is not None
         assert self._picture is not None
-        if refused := refusal_in(replies, self._session.exchange.address):
-            raise refused
+        told: list[list[Any] | None] = []
+        for answer in answers:
+            refused = refusal_in(answer or (), self._session.exchange)
+            if refused is not None and not asked(refused):
+                raise refused
+            told.append(answer if refused is None else None)  # while its slot moves, it tells nothing: `age` grows
         follower, picture = self.feed.follower, self._picture
-        entries = follower.take(replies)
+        entries = follower.take(told)
         for entry in entries:
             sandbox_id = entry.flat[1].decode(errors="backslashreplace")
             before = picture.sandboxes.get(sandbox_id)
             if picture.take(entry) is not None and self.callbacks:
                 self._changed(before, picture.sandboxes.get(sandbox_id))
             follower.places[entry.partition] = entry.revision  # at last: who waits for it reads what it has left
-        if not follower.behind:
+        if not follower.behind and None not in told:
             # A server that had nothing to tell has waited for the whole heartbeat.
-            self._proven = max(self._proven, sent + (self.heartbeat if blocked and not entries else 0.0))
+            waited = self.heartbeat if blocked and not follower.split and not entries else 0.0
+            self._proven = max(self._proven, sent + waited)
         self._failures = 0
 
     def lost(self, error: Exception) -> None:

@@ -58,7 +58,7 @@ class Queries(Session):
         deadline = self.deadline(timeout)
         checks.sandbox_id(sandbox_id)
         layout = yield from self.open(deadline, write=False)
-        sandbox = yield from self.fetch(layout, sandbox_id, deadline)
+        sandbox = yield from self.fetch(layout, sandbox_id, deadline, replica=self.replica)
         if sandbox is None:
             raise NotFoundError(sandbox_id)
         return sandbox
@@ -85,7 +85,7 @@ class Queries(Session):
 
         def one(sandbox_id: str) -> Op[Sandbox | None]:
             key = layout.status(sandbox_id)
-            (reply,) = yield from self.exchange.ask(key, (("HGETALL", key),), deadline)
+            (reply,) = yield from self.exchange.ask(key, (("HGETALL", key),), deadline, replica=self.replica)
             if isinstance(reply, ServerError):
                 return listing.unreadable(sandbox_id, key, reply.message)
             return sandbox_from_fields(sandbox_id, key, hash_reply(reply)) if reply else None
@@ -151,10 +151,12 @@ class Queries(Session):
         wanted = selection(
             states=states, cri_state=cri_state, sandbox_id=sandbox_id, node=node, labels=labels, namespace=namespace
         )
-        pages = listing.Listing(self, wanted, after, checks.integer("limit", limit, 1, listing.PAGE_MAX), timeout)
+        checks.integer("limit", limit, 1, listing.PAGE_MAX)
+        pages = listing.Listing(self, wanted, after, limit, timeout, replica=self.replica)
         deadline = self.deadline(timeout)
         layout = yield from self.open(deadline, write=False)
-        since = None if after else ",".join((yield from listing.newest(self, layout, deadline)))
+        first = not after and not self.replica  # a watch that begins behind what a replica shows would have a gap
+        since = ",".join((yield from listing.newest(self, layout, deadline))) if first else None
         sheet = yield from pages.next(following=False)
         return Page(list(sheet.sandboxes()), sheet.choice.cursor, since)
 
@@ -213,7 +215,9 @@ class Queries(Session):
             names = (index, layout.node(partition, node))
             total, after = 0, b"-"
             while after:
-                reply = yield from self.exchange.run("count", names, (after, COUNT_PAGE), deadline)
+                reply = yield from self.exchange.run(
+                    "count", names, (after, COUNT_PAGE), deadline, replica=self.replica
+                )
                 if isinstance(reply, ServerError):
                     yield from self.wrong_type(names, deadline, (b"zset", b"zset"))
                 _, number, after = reply
@@ -233,7 +237,8 @@ class Queries(Session):
 
         def part(partition: int) -> Op[Any]:
             names = (*layout.states(partition), layout.nodes(partition))
-            reply = yield from self.exchange.run("counts", names, (layout.node(partition, ""),), deadline)
+            nodes = layout.node(partition, "")
+            reply = yield from self.exchange.run("counts", names, (nodes,), deadline, replica=self.replica)
             if isinstance(reply, ServerError):
                 (nodes,) = yield from self._ask((("ZRANGE", names[-1], 0, -1),), deadline)
                 names += tuple(layout.node(partition, node.decode(errors="replace")) for node in nodes)
@@ -347,7 +352,7 @@ class Queries(Session):
 
     def _ask(self, commands: tuple[Command, ...], deadline: Deadline, kind: bytes = b"zset") -> Op[list[Any]]:
         """What keys of one partition and of one type hold."""
-        replies = yield from self.exchange.ask(commands[0][1], commands, deadline)
+        replies = yield from self.exchange.ask(commands[0][1], commands, deadline, replica=self.replica)
         if any(isinstance(reply, ServerError) for reply in replies):
             yield from self.wrong_type(tuple(command[1] for command in commands), deadline, (kind,) * len(commands))
         return replies

@@ -8,16 +8,18 @@ import time
 from typing import Any, Final, NoReturn
 
 from sandbox_redis import checks, keys
-from sandbox_redis.errors import AlreadyExistsError, NotFoundError, SchemaError, TransitionError
+from sandbox_redis.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, SchemaError, TransitionError
 from sandbox_redis.exchange import Deadline, Exchange, Trace, token
 from sandbox_redis.record import STATUS_FIELDS, Sandbox, hash_reply, pairs, sandbox_from_fields
 from sandbox_redis.states import advice
+from sandbox_redis.topology import Topology
 from sandbox_redis.wire import Command, Op, ServerError
 
 SCHEMA: Final = 1
 TIMEOUT: Final = 5.0  # seconds
 EVENTS_MAXLEN: Final = 100_000  # events in each partition
 PARTITIONS_MAX: Final = 16_384  # as many as a cluster has slots; more would share them
+READ_FROM: Final = ("master", "replica")
 FLOOR_AGE: Final = 10.0  # seconds; 100,000 events, which a partition keeps, are not written in this time
 _TYPES: Final = (
     b"hash",
@@ -37,14 +39,30 @@ class Session:
     """The settings of a store's client, and what it knows of the store."""
 
     def __init__(
-        self, address: str, *, prefix: str, agent: str, timeout: float, partitions: int, events_maxlen: int
+        self,
+        topology: Topology,
+        *,
+        prefix: str,
+        agent: str,
+        timeout: float,
+        partitions: int | None,
+        events_maxlen: int,
+        read_from: str = "master",
     ) -> None:
         self.prefix = checks.prefix(prefix)
         self.agent = agent
         self.timeout = checks.seconds("timeout", timeout)
-        self._partitions = checks.integer("partitions", partitions, 1, PARTITIONS_MAX)
+        wanted = topology.partitions if partitions is None else partitions
+        self._partitions = checks.integer("partitions", wanted, 1, PARTITIONS_MAX)
         self.maxlen = checks.integer("events_maxlen", events_maxlen, 1, checks.INT64_MAX)
-        self.exchange = Exchange(address)
+        if read_from not in READ_FROM or (read_from == "replica" and not topology.replicas):
+            rule = "master or replica is needed, and replicas are known by Sentinels and clusters only"
+            raise InvalidArgumentError("read_from", read_from, rule)
+        self.replica = read_from == "replica"
+        """Whether queries may ask replicas."""
+        self.exchange = Exchange(topology.address, topology.passing)
+        self.split = topology.split
+        """Whether the partitions may be on several servers."""
         self._keys: keys.Keys | None = None
         self._floors: dict[int, tuple[str, float]] = {}  # partition → its newest event known, and when it was learned
 
@@ -56,10 +74,6 @@ class Session:
     def forget_floors(self) -> None:
         """Take a newer event to look for lost writes from; see `trace`."""
         self._floors.clear()
-
-    def is_laid_out(self) -> bool:
-        """Whether the store is known to exist; else its partitions are not decided yet."""
-        return self._keys is not None
 
     def layout(self, *, timeout: float | None = None) -> Op[keys.Keys]:
         """The keys of the store, once it is known how it is laid out."""
@@ -88,7 +102,7 @@ class Session:
         )
         if not isinstance(reply, ServerError) and not any(reply):
             if not write:
-                return keys.Keys(self.prefix, self._partitions)
+                return keys.Keys(self.prefix, self._partitions, laid_out=False)
             ours = (SCHEMA, self._partitions, self.maxlen)
             reply = yield from self.exchange.run("meta", (key,), ours, deadline)
             reply = reply if isinstance(reply, ServerError) else reply[1:]
@@ -110,10 +124,12 @@ class Session:
         self._keys = layout
         return layout
 
-    def fetch(self, layout: keys.Keys, sandbox_id: str, deadline: Deadline) -> Op[Sandbox | None]:
+    def fetch(
+        self, layout: keys.Keys, sandbox_id: str, deadline: Deadline, *, replica: bool = False
+    ) -> Op[Sandbox | None]:
         """The sandbox in a record; None when there is none."""
         key = layout.status(sandbox_id)
-        (reply,) = yield from self.exchange.ask(key, (("HGETALL", key),), deadline)
+        (reply,) = yield from self.exchange.ask(key, (("HGETALL", key),), deadline, replica=replica)
         if isinstance(reply, ServerError):
             yield from self.wrong_type((key,), deadline)
         return sandbox_from_fields(sandbox_id, key, hash_reply(reply)) if reply else None

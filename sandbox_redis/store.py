@@ -59,38 +59,45 @@ class SandboxStore:
         prefix: str = "sandbox",
         agent: str | None = None,
         timeout: float = TIMEOUT,
-        partitions: int = 1,
+        partitions: int | None = None,
         events_maxlen: int = EVENTS_MAXLEN,
+        read_from: str = "master",
     ) -> None:
         """Open a store. Nothing is sent before the first operation.
 
         Args:
-            client: a ``redis.Redis`` or fakeredis client. The store makes connections of its own like that client's, so
-                neither the client's retries nor its decoding matter. Closing the client does not close the store.
+            client: a ``redis.Redis``, ``redis.RedisCluster``, a sentinel's ``master_for``, or a fakeredis client. The
+                store makes connections of its own like that client's, so neither the client's retries nor its decoding
+                matter. Closing the client does not close the store.
             prefix: what each key of the store begins with; one server can hold several stores.
             agent: who writes, for the events; host and process when None. Text of at most 256 bytes.
             timeout: seconds until a call gives up, unless the call itself says otherwise.
-            partitions: 1 to 16384; counts only for the first that writes to a store, later ones follow what it chose.
+            partitions: 1 to 16384; 1 when None, and 16 on a cluster, whose nodes share them. It counts only for the
+                first that writes to a store, later ones follow what it chose.
             events_maxlen: about how many events each partition keeps, at least 1; counts only for the first, too.
+            read_from: ``replica`` lets what only reads (get, list, page, ids, count, resolve, history) ask a replica
+                that Sentinels or the cluster know: it may be as stale as that one. What writes, waits, watches or
+                mirrors always asks the master.
 
         Raises:
             InvalidArgumentError: an argument breaks its rule.
         """
-        from sandbox_redis.connect import endpoint  # here, because importing redis takes 0.5 s
+        from sandbox_redis.connect import way  # here, because importing redis takes 0.5 s
         from sandbox_redis.lane import Lane
 
         agent = agent_name(agent)
-        target = endpoint(client, agent=agent, asyncio=False)
+        target = way(client, agent=agent, asyncio=False)
         self._operations = Operations(
-            target.address,
+            target.topology,
             prefix=prefix,
             agent=agent,
             timeout=timeout,
             partitions=partitions,
             events_maxlen=events_maxlen,
+            read_from=read_from,
         )
         self._lane = Lane(target)
-        self._lane.on_return = self._operations.forget
+        self._lane.on_loss = self._operations.forget
 
     @classmethod
     def from_url(
@@ -100,14 +107,17 @@ class SandboxStore:
         prefix: str = "sandbox",
         agent: str | None = None,
         timeout: float = TIMEOUT,
-        partitions: int = 1,
+        partitions: int | None = None,
         events_maxlen: int = EVENTS_MAXLEN,
+        read_from: str = "master",
     ) -> SandboxStore:
-        """Open a store by its URL: ``redis://``, ``rediss://`` or ``unix://``.
+        """Open a store by its URL: ``redis://host:port/db``, ``unix:///path``, ``redis+cluster://host:port,host:port``
+        or ``redis+sentinel://host:port,host:port/service/db``; with TLS ``rediss://`` and so on.
 
         Args:
-            url: ``SANDBOX_REDIS_URL`` when None, and ``redis://127.0.0.1:6379/0`` without that.
-            prefix, agent, timeout, partitions, events_maxlen: as for `SandboxStore` itself.
+            url: ``SANDBOX_REDIS_URL`` when None, and ``redis://127.0.0.1:6379/0`` without that. User and password are
+                the servers'; Sentinels have their own in ``?sentinel_username=…&sentinel_password=…``.
+            prefix, agent, timeout, partitions, events_maxlen, read_from: as for `SandboxStore` itself.
 
         Raises:
             InvalidArgumentError: an argument breaks its rule.
@@ -119,6 +129,7 @@ class SandboxStore:
             timeout=timeout,
             partitions=partitions,
             events_maxlen=events_maxlen,
+            read_from=read_from,
         )
 
     get = _played(Operations.get)
@@ -173,7 +184,7 @@ class SandboxStore:
         wanted = selection(
             states=states, cri_state=cri_state, sandbox_id=sandbox_id, node=node, labels=labels, namespace=namespace
         )
-        return self._pages(Listing(self._operations, wanted, after, limit, timeout))
+        return self._pages(Listing(self._operations, wanted, after, limit, timeout, replica=self._operations.replica))
 
     def _pages(self, listing: Listing) -> Iterator[Sandbox]:
         page = listing.took(play(self._lane, listing.next()))

@@ -33,17 +33,18 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
     trace = yield from session.trace(layout, sandbox_id, names, deadline)
     key = names[0]
     lost: OutcomeUnknownError | None = None
+    at = ""
     while True:
         writing = False
         try:
-            watched, reply = yield Send(key, (("WATCH", key), ("HGETALL", key)), deadline.share(), Lease.TAKE)
+            watched, reply = yield Send(key, (("WATCH", key), ("HGETALL", key)), deadline.share(), Lease.TAKE, at=at)
             if trouble := _first_error(watched, reply):
                 yield from _unwatch(key, deadline)
                 if trouble.code == "WRONGTYPE":
                     yield from session.wrong_type((key,), deadline)
-                yield from session.exchange.again(deadline, trouble, lost)
+                at = yield from session.exchange.again(deadline, trouble, lost)
                 continue
-            if lost and (found := (yield from session.exchange.find(trace, deadline, Lease.KEEP))):
+            if lost and (found := (yield from session.exchange.find(trace, deadline, Lease.KEEP, at=at))):
                 yield from _unwatch(key, deadline)
                 return session.sandbox("update", sandbox_id, key, found, trace)
             try:
@@ -62,12 +63,12 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
             args = (sandbox_id, session.agent, trace.request, session.maxlen, *fields, record.get(b"revision", b"none"))
             commands = (("MULTI",), evalsha("update", names[:-1], args), ("EXEC",))
             writing = True
-            multi, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST)
+            multi, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST, at=at)
             writing = False
             if isinstance(multi, ServerError) and isinstance(queued, list):
                 replies = [queued]  # who may not MULTI has run the script alone; it looks at the revision by itself
             elif trouble := _first_error(multi, queued, replies):  # the first one: EXEC says only that it was aborted
-                yield from session.exchange.again(deadline, trouble, lost)
+                at = yield from session.exchange.again(deadline, trouble, lost)
                 continue
             if replies is None or replies[0] == [b"CONFLICT"]:
                 error = lost or ConflictError(sandbox_id, deadline.attempts + 1)
@@ -75,15 +76,15 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
             elif not isinstance(replies[0], ServerError):
                 return session.sandbox("update", sandbox_id, key, replies[0], trace)
             elif replies[0].code == "NOSCRIPT":
-                yield from session.exchange.supply("update", names[1], deadline, lost)
+                yield from session.exchange.supply("update", names[1], deadline, lost, at=at)
             elif replies[0].code == "WRONGTYPE":
                 yield from session.wrong_type(names, deadline)
             else:
-                yield from session.exchange.again(deadline, replies[0], lost)
+                at = yield from session.exchange.again(deadline, replies[0], lost)
         except Failure as failure:
             if writing and isinstance(failure, Lost):
                 lost = trace.lost(failure)
-            yield from session.exchange.again(deadline, failure, lost)
+            at = yield from session.exchange.again(deadline, failure, lost)
 
 
 def _first_error(*replies: Any) -> ServerError | None:

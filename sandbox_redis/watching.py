@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sandbox_redis import checks
 from sandbox_redis.errors import StoreRolledBackError, StoreUnavailableError
-from sandbox_redis.exchange import Deadline
+from sandbox_redis.exchange import Deadline, Exchange, asked
 from sandbox_redis.follow import HEARTBEAT, Entry, Follower, begin, check_since
 from sandbox_redis.keys import Keys
 from sandbox_redis.listing import NOTHING
@@ -22,11 +22,11 @@ from sandbox_redis.picture import draw
 from sandbox_redis.record import Event, Sandbox, event_from_flat, pairs
 from sandbox_redis.selection import Selection
 from sandbox_redis.session import Session
-from sandbox_redis.wire import TRANSIENT, Command, Failure, LaidOut, Lease, Op, Send, ServerError, Unsent
+from sandbox_redis.wire import Failure, Hear, LaidOut, Lease, Op, Question, Send, ServerError, Unsent
 
 GRACE: Final = 0.1  # seconds that an answer may be late when somebody waits for so long only
 _log: Final = logging.getLogger("sandbox_redis")
-_PASSING: Final = TRANSIENT | {"UNBLOCKED"}  # which a master says to blocked readers when it becomes a replica
+_UNBLOCKED: Final = frozenset({"UNBLOCKED"})  # which a master says to blocked readers when it becomes a replica
 
 
 class Feed:
@@ -55,7 +55,8 @@ class Feed:
                 yield from self.attach(min(self._patience, self._session.timeout, seconds))
             heartbeat = min(HEARTBEAT, seconds)
             timeout = min(heartbeat + self._session.timeout, seconds + GRACE)
-            entries = self.follower.take((yield from self._ask(self.follower.packet(heartbeat), timeout, Lease.KEEP)))
+            answers = yield from self.hear(self.follower.questions(heartbeat), timeout, heartbeat)
+            entries = self.follower.take(answers)
         except (Failure, StoreUnavailableError) as error:
             yield from self.bridge(error)
             return []
@@ -77,8 +78,8 @@ class Feed:
             if layout.partitions != self.layout.partitions:
                 raise StoreRolledBackError(self.follower.cursor)
             try:
-                replies = yield from self._ask(self.follower.attach(), deadline.share(), Lease.OWN)
-                self.follower.attached(replies)
+                answers = yield from self.hear(self.follower.attach(), deadline.share(), fresh=True)
+                self.follower.attached(answers)
                 self._attached = True
             except Failure as failure:
                 yield from self._session.exchange.again(deadline, failure)
@@ -104,28 +105,43 @@ class Feed:
         self._outage = self._outage or Deadline(self._patience, time.monotonic)
         if isinstance(error, Failure):
             yield from self._session.exchange.again(self._outage, error)
-        elif error.code in _PASSING:
+        elif error.code in self._session.exchange.passing | _UNBLOCKED:
             yield from self._outage.pause(error)
         else:
             raise error
 
-    def _ask(self, commands: tuple[Command, ...], timeout: float, lease: Lease) -> Op[list[Any]]:
-        replies: list[Any] = yield Send(self.follower.key, commands, timeout, lease)
-        if refused := refusal_in(replies, self._session.exchange.address):
-            if refused.code == "WRONGTYPE":
-                streams = tuple(self.layout.events(partition) for partition in self.follower.places)
-                deadline = self._session.deadline(None)
-                yield from self._session.wrong_type(streams, deadline, (b"stream",) * len(streams))
-            raise refused
-        return replies
+    def hear(
+        self, questions: tuple[Question, ...], timeout: float, heartbeat: float = 0.0, *, fresh: bool = False
+    ) -> Op[list[list[Any] | None]]:
+        """The answers to what the follower asks, over connections of its own, which are new ones when `fresh`."""
+        answers: list[list[Any] | None]
+        if self.follower.split:
+            wait = 0.0 if self.follower.behind else heartbeat
+            answers = yield Hear(questions, wait, timeout, fresh)
+        else:
+            ((key, commands),) = questions
+            answers = [(yield Send(key, commands, timeout, Lease.OWN if fresh else Lease.KEEP))]
+        for n, answer in enumerate(answers):
+            if refused := refusal_in(answer or (), self._session.exchange):
+                if refused.code == "WRONGTYPE":
+                    streams = tuple(self.layout.events(partition) for partition in self.follower.places)
+                    streams = (questions[n][0],) if self.follower.split else streams
+                    deadline = self._session.deadline(None)
+                    yield from self._session.wrong_type(streams, deadline, (b"stream",) * len(streams))
+                if not (at := asked(refused)):
+                    raise refused
+                key, commands = questions[n]  # while its slot moves, it is asked for anew each time
+                deadline = self._session.deadline(timeout)
+                answers[n] = yield from self._session.exchange.ask(key, commands, deadline, at=at)
+        return answers
 
 
-def refusal_in(replies: Sequence[Any], address: str) -> Unsent | None:
+def refusal_in(replies: Sequence[Any], exchange: Exchange) -> Unsent | None:
     """What it means when the server has refused one of a packet's commands."""
     for reply in replies:
         if isinstance(reply, ServerError):
-            refused = Unsent(address, reply.message, reply.code)
-            refused.hopeless = reply.code not in _PASSING
+            refused = Unsent(exchange.address, reply.message, reply.code)
+            refused.hopeless = reply.code not in exchange.passing | _UNBLOCKED
             return refused
     return None
 

@@ -1,5 +1,5 @@
 """What an operation asks of its driver, and what it can hear back. Operations are generators that yield `Send`,
-`SendAll` and `Sleep`; a driver, sync or asyncio, carries them out. No I/O and no redis here.
+`SendAll`, `Hear` and `Sleep`; a driver, sync or asyncio, carries them out. No I/O and no redis here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 T = TypeVar("T")
 Command = tuple[Any, ...]
+Question = tuple[str, tuple[Command, ...]]
+"""A key, and what to ask the server that holds it."""
 
 
 class Lease(Enum):
@@ -41,12 +43,35 @@ class Send(NamedTuple):
     lease: Lease = Lease.ANY
     share: bool = False
     """In a batch, send it once for all operations that ask for the very same."""
+    at: str = ""
+    """The server that an ASK has named for this packet alone; wherever the key is without one."""
+    replica: bool = False
+    """It only reads, and what a replica knows will do."""
 
 
 class Sleep(NamedTuple):
     """Wait, holding no connection."""
 
     seconds: float
+    why: tuple[ServerError | Failure, ...] = ()
+    """What went wrong before; it may tell where the servers are now."""
+
+
+class Hear(NamedTuple):
+    """Ask the servers that hold some keys, each over a connection that this operation keeps for that: when a key has
+    changed since it was asked for last, and after some seconds for all keys. The reply has for each question its
+    replies, or None where it was not asked.
+
+    The driver throws `Unsent` or `Lost` into the operation when a server fails.
+    """
+
+    questions: tuple[Question, ...]
+    wait: float
+    """Seconds without a change; 0 asks at once."""
+    timeout: float
+    """Seconds to wait, at most, for a connection and for the replies."""
+    fresh: bool = False
+    """Over new connections."""
 
 
 class SendAll(NamedTuple):
@@ -58,7 +83,7 @@ class SendAll(NamedTuple):
     """Called once for each of `sends`, in order, with its replies or its failure."""
 
 
-Request = Send | SendAll | Sleep
+Request = Send | SendAll | Hear | Sleep
 Op = Generator[Request, Any, T]
 
 
@@ -69,7 +94,9 @@ class ServerError(NamedTuple):
     message: str
 
 
-TRANSIENT: Final = frozenset({"LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "MAXCLIENTS", "UNREACHABLE"})
+TRANSIENT: Final = frozenset(
+    {"LOADING", "BUSY", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "MAXCLIENTS", "UNREACHABLE"}
+)
 """What a server may say, or not say, and may not say any more after a while."""
 
 

@@ -21,6 +21,7 @@ from sandbox_redis import (
 )
 from sandbox_redis.batch import Batch
 from sandbox_redis.operations import Operations
+from sandbox_redis.topology import Single
 from sandbox_redis.wire import Lost, Send, SendAll, ServerError
 
 
@@ -154,7 +155,7 @@ def play(batch: Batch, answer: Callable[[Send], Any]) -> list[list[Send]]:
 
 @pytest.fixture
 def operations():
-    return Operations("here:1", prefix="p", agent="me", timeout=5, partitions=1, events_maxlen=1000)
+    return Operations(Single("here:1"), prefix="p", agent="me", timeout=5, partitions=1, events_maxlen=1000)
 
 
 def answer(send: Send) -> Any:

@@ -28,6 +28,7 @@ from sandbox_redis import (
 )
 from sandbox_redis.operations import Operations
 from sandbox_redis.scripts import FOLDER, script
+from sandbox_redis.topology import Single
 from sandbox_redis.wire import Failure, Lease, Lost, Send, ServerError, Sleep, Unsent
 
 NAMES = {script(f.name.removesuffix(".lua")).sha: f.name[:-4] for f in FOLDER.iterdir() if f.name.endswith(".lua")}
@@ -125,7 +126,7 @@ def clock(monkeypatch):
 
 
 def operations() -> Operations:
-    return Operations("here:1", prefix="p", agent="me", timeout=5, partitions=1, events_maxlen=1000)
+    return Operations(Single("here:1"), prefix="p", agent="me", timeout=5, partitions=1, events_maxlen=1000)
 
 
 def opened(clock: Clock) -> Operations:

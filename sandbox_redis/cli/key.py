@@ -21,8 +21,8 @@ def key(where: Where, form: Form, sandbox_id: Annotated[str, one_id("get")], *, 
         (sandbox_id,) = ids.whole(store, [sandbox_id], exact=exact)
         # A layout is of interest to nobody but us, so the store has no public form of it.
         layout = play(store._lane, store._operations.layout())  # noqa: SLF001
-        server = _server(store)
-    name = layout.status(sandbox_id)
+        name = layout.status(sandbox_id)
+        server = _server(store, name)
     line = f"{redis_cli(server)} HGETALL {shlex.quote(name)}"
     if form.json:
         shape.write({"id": sandbox_id, "key": name, "partition": layout.partition(sandbox_id), "redis_cli": line})
@@ -33,9 +33,9 @@ def key(where: Where, form: Form, sandbox_id: Annotated[str, one_id("get")], *, 
         complain("the URL has a password, which is not shown: give it to redis-cli in REDISCLI_AUTH")
 
 
-def _server(store: SandboxStore) -> dict[str, Any]:
-    """What redis-py has read from the URL."""
-    endpoint = store._lane.endpoint  # noqa: SLF001 - as above
+def _server(store: SandboxStore, name: str) -> dict[str, Any]:
+    """The server that holds a key, as redis-py has read it from the URL."""
+    endpoint = store._lane.endpoint(name, store._operations.timeout)  # noqa: SLF001 - as above
     return {**endpoint.arguments, "tls": "SSL" in endpoint.connection_class.__name__}
 
 

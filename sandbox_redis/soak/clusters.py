@@ -10,7 +10,8 @@ from typing import Final, Self
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisError
 
-from sandbox_redis.soak.node import HOST, Aof, Deployment, Node, UnsettledError, await_none, fields, lagging, nodes
+from sandbox_redis.soak.node import HOST, Aof, Node, fields, nodes
+from sandbox_redis.soak.topology import Deployment, UnsettledError, await_none, lagging
 
 _OPTIONS: Final[dict[str, object]] = {
     "cluster-enabled": "yes",

@@ -7,13 +7,15 @@ half a minute there is over here in two or three seconds.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Final
 
 from redis.exceptions import RedisError
 
 from sandbox_redis.soak.clusters import Clusters
-from sandbox_redis.soak.node import HOST, Aof, Deployment, Node, UnsettledError, await_none, lagging, nodes
+from sandbox_redis.soak.node import HOST, Aof, Node, nodes
+from sandbox_redis.soak.topology import Deployment, UnsettledError, await_none, lagging
 
 __all__ = ["Clusters", "Sentinels", "Standalone"]
 
@@ -26,7 +28,9 @@ sentinel failover-timeout {SERVICE} 5000
 sentinel parallel-syncs {SERVICE} 1
 """
 # Sentinels read INFO each 10 s, and only after four greetings they make a server that was the master a replica again.
-_QUICK: Final = ("SENTINEL", "DEBUG", "INFO-PERIOD", "1000", "PUBLISH-PERIOD", "500", "ASK-PERIOD", "500")
+# They ask a new master after a second whether it is there, when by the above it counts as down already: it would be
+# replaced at once, with the loss of what it was told (measured).
+_PERIODS: Final = {"PING-PERIOD": 100, "INFO-PERIOD": 1000, "PUBLISH-PERIOD": 500, "ASK-PERIOD": 500}
 
 
 class Standalone(Deployment):
@@ -127,7 +131,7 @@ class Sentinels(Deployment):
         """Run a server or sentinel that was stopped; a sentinel becomes quicker than those of real life."""
         super().run(server)
         if server in self.sentinels:
-            server.ask(*_QUICK)
+            server.ask("SENTINEL", "DEBUG", *itertools.chain.from_iterable(_PERIODS.items()))
 
     def _join(self) -> None:
         for replica in self.servers[1:]:

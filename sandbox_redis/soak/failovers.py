@@ -9,7 +9,8 @@ from redis.exceptions import ResponseError
 
 from sandbox_redis.soak.deployment import SERVICE
 from sandbox_redis.soak.fault import Fault, fails_over, replicated
-from sandbox_redis.soak.node import HOST, Deployment, Node, UnsettledError, await_none
+from sandbox_redis.soak.node import HOST, Node
+from sandbox_redis.soak.topology import Deployment, UnsettledError, await_none
 
 _PATIENCE: Final = 20.0  # seconds until another server must be the master
 
@@ -20,6 +21,7 @@ class Failover(Fault):
     """
 
     name = "failover"
+    _how: tuple[str, ...] = ()
     _first: Node | None = None
 
     @classmethod
@@ -49,7 +51,7 @@ class Failover(Fault):
     def _refused(self) -> str | None:
         """Ask a sentinel; why it does not: the replicas may not be known, or the last failover not be over."""
         try:
-            self.chance.choice(self.deployment.sentinels).ask("SENTINEL", "FAILOVER", SERVICE)
+            self.chance.choice(self.deployment.sentinels).ask("SENTINEL", "FAILOVER", SERVICE, *self._how)
         except ResponseError as error:
             return str(error)
         return None
@@ -69,6 +71,26 @@ class Failover(Fault):
             assert self._first is not None
             self._hand_over(master, self._first)
             super().mend()
+
+
+class CoordinatedFailover(Failover):
+    """A planned one where the sentinel lets the old master wait for the new one; with Valkey 9."""
+
+    name = "coordinated-failover"
+    topologies = frozenset({"sentinel"})
+    _how = ("COORDINATED",)
+
+    @classmethod
+    def possible(cls, deployment: Deployment) -> bool:
+        """Where the sentinels can."""
+        return super().possible(deployment) and any(
+            "COORDINATED" in line for line in deployment.sentinels[0].ask("SENTINEL", "HELP")
+        )
+
+    @classmethod
+    def may_lose(cls, deployment: Deployment) -> bool:
+        """Nothing."""
+        return False
 
 
 class LoseMaster(Fault):

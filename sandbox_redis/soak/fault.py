@@ -6,7 +6,8 @@ import random
 from abc import ABC, abstractmethod
 from typing import ClassVar, Final
 
-from sandbox_redis.soak.node import Deployment, Node
+from sandbox_redis.soak.node import Node
+from sandbox_redis.soak.topology import Deployment
 
 ALL: Final = frozenset({"standalone", "sentinel", "cluster"})
 """The topologies."""

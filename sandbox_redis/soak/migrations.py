@@ -8,7 +8,8 @@ from redis.crc import key_slot
 
 from sandbox_redis.soak.clusters import view
 from sandbox_redis.soak.fault import Fault
-from sandbox_redis.soak.node import HOST, Deployment, Node, await_none
+from sandbox_redis.soak.node import HOST, Node
+from sandbox_redis.soak.topology import Deployment, await_none
 
 _PATIENCE: Final = 20.0  # seconds
 _PACE: Final = 10  # keys that are moved at once
