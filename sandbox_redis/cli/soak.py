@@ -18,8 +18,8 @@ from sandbox_redis.cli.statuses import SIGNALLED
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.soak.deployment import Clusters, Sentinels, Standalone
 from sandbox_redis.soak.figures import Figures
-from sandbox_redis.soak.node import Deployment
 from sandbox_redis.soak.run import Plan, Soak
+from sandbox_redis.soak.topology import Deployment
 
 _TOPOLOGIES: Final = ("standalone", "sentinel", "cluster")
 _PERIOD: Final = 10.0  # seconds between two lines of progress where they cannot be written over

@@ -25,9 +25,9 @@ from sandbox_redis.soak.crew import Crew, Member
 from sandbox_redis.soak.faults import draw
 from sandbox_redis.soak.figures import Figures, Happened, losses
 from sandbox_redis.soak.history import HistoryLog, Outcome, Reader
-from sandbox_redis.soak.node import Deployment
 from sandbox_redis.soak.part import COUNTERS, EVENTS_MAXLEN, LAST, Part
 from sandbox_redis.soak.report import Fault, Report
+from sandbox_redis.soak.topology import Deployment
 from sandbox_redis.states import State
 from sandbox_redis.store import SandboxStore
 
