@@ -25,6 +25,7 @@ class Member:
 
     part: Part
     module: str
+    url: str
     popen: subprocess.Popen[bytes]
     errors: Path
     reader: Reader
@@ -50,15 +51,17 @@ class Crew:
     def __init__(self, folder: Path, url: str) -> None:
         """`folder` is where they write their logs."""
         self._folder = folder
-        self._environment = {**os.environ, URL: url}
+        self._url = url
         self.members: list[Member] = []
 
     def log(self, name: str) -> Path:
         """The path of the log of a process."""
         return self._folder / f"{name}.history"
 
-    def start(self, module: str, part: Part) -> Member:
-        """Start the ``main`` of a module as a process, in a session of its own, so that Ctrl-C reaches only us."""
+    def start(self, module: str, part: Part, url: str | None = None) -> Member:
+        """Start the ``main`` of a module as a process, in a session of its own, so that Ctrl-C reaches only us. It goes
+        to the store in its own way where `url` is given."""
+        url = url or self._url
         log = self.log(part.name)
         part = replace(part, log=str(log))
         errors = log.with_suffix(".stderr")
@@ -68,10 +71,10 @@ class Crew:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
-                env=self._environment,
+                env={**os.environ, URL: url},
                 start_new_session=True,
             )
-        self.members.append(Member(part, module, popen, errors, Reader(log)))
+        self.members.append(Member(part, module, url, popen, errors, Reader(log)))
         return self.members[-1]
 
     def replace(self, member: Member, name: str) -> Member:
@@ -79,7 +82,7 @@ class Crew:
         member.expected = True
         member.popen.kill()
         member.popen.wait()
-        return self.start(member.module, replace(member.part, name=name))
+        return self.start(member.module, replace(member.part, name=name), member.url)
 
     def read(self) -> list[Call]:
         """Take in what all have noted since the last time; the calls that were answered."""

@@ -58,7 +58,7 @@ _OUTCOMES: Final[dict[str, Outcome]] = {
     ConflictError.__name__: Outcome.CONFLICT,
     OutcomeUnknownError.__name__: Outcome.UNKNOWN,
     StoreUnavailableError.__name__: Outcome.UNAVAILABLE,
-    "NotDurableError": Outcome.UNDURABLE,
+    "DurabilityError": Outcome.UNDURABLE,
 }
 REFUSALS: Final = frozenset((Outcome.NOT_FOUND, Outcome.EXISTS, Outcome.TRANSITION))
 UNWRITTEN: Final = REFUSALS | {Outcome.CONFLICT, Outcome.UNAVAILABLE}

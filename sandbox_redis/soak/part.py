@@ -8,6 +8,7 @@ import json
 import random
 import sys
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any, Final, Self
 
 URL: Final = "SANDBOX_REDIS_URL"  # a command line is no place for a password
@@ -35,6 +36,7 @@ class Part:
     pause: float = 0.0
     """Seconds between two calls, on average."""
     write_concern: int | None = None
+    """How many replicas each write waits for."""
     last: tuple[str, ...] = ()
     """The ids of the last sandboxes, whose creation is the end of what is to be seen."""
 
@@ -51,7 +53,9 @@ class Part:
     @property
     def settings(self) -> dict[str, Any]:
         """How it opens the store."""
-        concern = {} if self.write_concern is None else {"write_concern": self.write_concern}
+        concern = {}
+        if self.write_concern is not None:
+            concern["write_concern"] = import_module("sandbox_redis.concern").WriteConcern(replicas=self.write_concern)
         return {
             "prefix": self.prefix,
             "agent": self.name,

@@ -26,6 +26,7 @@ from sandbox_redis.soak.faults import draw
 from sandbox_redis.soak.figures import Figures, Happened, losses
 from sandbox_redis.soak.history import HistoryLog, Outcome, Reader
 from sandbox_redis.soak.part import COUNTERS, EVENTS_MAXLEN, LAST, Part
+from sandbox_redis.soak.proxy import How, Proxy
 from sandbox_redis.soak.report import Fault, Report
 from sandbox_redis.soak.topology import Deployment
 from sandbox_redis.states import State
@@ -38,6 +39,8 @@ _PATIENCE: Final = 60.0  # seconds until all must have begun, on the slowest mac
 _QUIET: Final = (0.3, 1.2)  # seconds from one fault to the next
 _LASTING: Final = (0.1, 1.5)  # seconds that a fault lasts
 _KILLS: Final = 0.25  # share of the faults that is the death of an agent
+_STORMS: Final = 0.3  # share of the others that is the loss of packets
+_WEATHER: Final[dict[How, float]] = {"after": 0.03, "before": 0.02, "half": 0.02, "torn": 0.03}
 _LOOK: Final = 0.1  # seconds between two looks at the logs
 _PARTITIONS: Final = {"cluster": 16}
 _WITHOUT: Final = frozenset({"empty"})  # after which nothing of before can be checked
@@ -87,6 +90,8 @@ class Soak:
         self.progress = progress
         self.stopped = stopped
         self.figures = Figures()
+        self.line: Proxy | None = None
+        """The way of some agents to a single server, which loses what it is told to lose."""
 
     def run(self) -> Figures:
         """Run it to its end.
@@ -94,6 +99,12 @@ class Soak:
         Raises:
             SandboxError: there is no store.
         """
+        if self.deployment is None or self.deployment.topology != "standalone":
+            return self._run()  # clients of several servers are told the servers' own addresses
+        with Proxy(self.deployment.servers[0], record=False) as self.line:
+            return self._run()
+
+    def _run(self) -> Figures:
         chance = random.Random(self.plan.seed)
         number = 0
         left = self.plan.seconds
@@ -168,8 +179,13 @@ class Round:
             return Part(name=name, log="", seed=f"{plan.seed}/{self.number}", **known)  # type: ignore[arg-type]
 
         concern = {"pause": pause, "write_concern": plan.write_concern}
+        lines = [self.soak.line.url, None] if self.soak.line else [None]
         agents = [
-            crew.start("sandbox_redis.soak.agent", part(f"agent-{i + 1}", asyncio=i < on_asyncio, **concern))
+            crew.start(
+                "sandbox_redis.soak.agent",
+                part(f"agent-{i + 1}", asyncio=i < on_asyncio, **concern),
+                lines[i % len(lines)],
+            )
             for i in range(plan.agents)
         ]
         names = [f"watch-{i + 1}" for i in range(plan.watches)] + [f"mirror-{i + 1}" for i in range(plan.mirrors)]
@@ -194,6 +210,8 @@ class Round:
         while self._wait(crew, self.chance.uniform(*_QUIET)):
             if self.soak.deployment is None or self.chance.random() < _KILLS:
                 self._kill(crew, agents)
+            elif self.soak.line and self.chance.random() < _STORMS:
+                self._storm(crew, self.soak.line)
             else:
                 self._cause(crew, self.soak.deployment)
             if problems := crew.fallen():
@@ -217,6 +235,15 @@ class Round:
         agents[number] = crew.replace(victim, f"{victim.name.partition('.')[0]}.{self._deaths}")
         text = f"killed {victim.name}, and started {agents[number].name}"
         self._happened(Happened("kill-agent", text, start, time.monotonic_ns()))
+
+    def _storm(self, crew: Crew, line: Proxy) -> None:
+        """Lose packets and replies of some agents."""
+        start = time.monotonic_ns()
+        line.weather(self.chance, _WEATHER)
+        self._wait(crew, self.chance.uniform(*_LASTING))
+        text = "packets and replies of every other agent got lost"
+        line.fault()
+        self._happened(Happened("bad-line", text, start, time.monotonic_ns()))
 
     def _cause(self, crew: Crew, deployment: Deployment) -> None:
         fault = draw(
