@@ -18,7 +18,8 @@ from sandbox_redis import Metadata, NotFoundError, Sandbox, SandboxStore, State,
 from sandbox_redis.soak import inside
 from sandbox_redis.soak.agent import perform, steps
 from sandbox_redis.soak.checker import check
-from sandbox_redis.soak.history import Call, Glimpse, History, HistoryLog, Outcome, Reader, Seen, Watched
+from sandbox_redis.soak.history import Call, Glimpse, History, Outcome, Seen, Watched
+from sandbox_redis.soak.log import HistoryLog, Reader
 from sandbox_redis.soak.model import Change, effect, may_refuse, state_of, updated
 from sandbox_redis.soak.part import COUNTERS
 from sandbox_redis.soak.report import Fault, Losses

@@ -19,7 +19,8 @@ from sandbox_redis import InvalidArgumentError, SandboxStore
 from sandbox_redis.cli.soak import soak
 from sandbox_redis.soak.deployment import Standalone
 from sandbox_redis.soak.inside import changes, delete_store
-from sandbox_redis.soak.run import Plan, Soak
+from sandbox_redis.soak.round import Plan
+from sandbox_redis.soak.run import run as run_soak
 
 SECONDS = 10.0  # of a soak, in which six or seven faults come
 DEPLOYMENTS = {"standalone": Standalone}
@@ -30,7 +31,7 @@ DEPLOYMENTS = {"standalone": Standalone}
 def test_a_soak_finds_no_violation(topology, server_name):
     said = []
     with DEPLOYMENTS[topology](binary_of(server_name)) as deployment:
-        figures = Soak(Plan(seconds=SECONDS, seed=1, agents=4), deployment.url, deployment, say=said.append).run()
+        figures = run_soak(Plan(seconds=SECONDS, seed=1, agents=4), deployment.url, deployment, say=said.append)
         with redis.Redis(port=deployment.servers[0].port) as client:
             assert list(client.scan_iter("sandbox*")) == []
     assert figures.to_json()["violations"] == [] == figures.problems, "\n".join(said)

@@ -18,7 +18,8 @@ from sandbox_redis.cli.statuses import SIGNALLED
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.soak.deployment import Clusters, Sentinels, Standalone
 from sandbox_redis.soak.figures import Figures
-from sandbox_redis.soak.run import Plan, Soak
+from sandbox_redis.soak.round import Plan
+from sandbox_redis.soak.run import run as run_soak
 from sandbox_redis.soak.topology import Deployment
 
 _TOPOLOGIES: Final = ("standalone", "sentinel", "cluster")
@@ -72,7 +73,7 @@ def soak(
 
         def run(url: str, deployment: Deployment | None) -> Figures:
             say(f"{deployment.topology if deployment else 'a server that is not broken'} at {url}, seed {seed}")
-            return Soak(plan, url, deployment, say=say, progress=progress, stopped=received).run()
+            return run_soak(plan, url, deployment, say=say, progress=progress, stopped=received)
 
         if url is None:
             with _deployment(topology, binary, replicas or 0) as deployment:

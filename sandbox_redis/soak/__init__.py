@@ -10,9 +10,10 @@ possible.
     faults.py      what can happen to them
     proxy.py       what can happen to a connection
     agent.py       the processes that write; observer.py those that watch
-    history.py     what each of them was told
+    history.py     what each of them was told; log.py how that is written down
     checker.py     whether that was possible
-    run.py         the soak: starts all of it, causes faults, has it checked
+    round.py       all of it together: starts it, causes faults, has it checked
+    run.py         a soak, which is many rounds
 
 For soak runs and tests. The store knows nothing of it. Servers listen on 127.0.0.1 only, keep their data in temporary
 directories, and end when we do, see ``sandbox_redis.server``.

@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any, Final
 
 from sandbox_redis.aio import AsyncSandboxStore
-from sandbox_redis.soak.history import HistoryLog, status_of
+from sandbox_redis.soak.history import status_of
 from sandbox_redis.soak.inside import traced
+from sandbox_redis.soak.log import HistoryLog
 from sandbox_redis.soak.model import updated
 from sandbox_redis.soak.part import COUNTERS, SHARED, Part
 from sandbox_redis.store import SandboxStore

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
-from sandbox_redis.soak.history import Call, History, Reader
+from sandbox_redis.soak.history import Call, History
+from sandbox_redis.soak.log import Reader
 from sandbox_redis.soak.part import URL, Part
 
 _PATIENCE: Final = 30.0  # seconds for a process to end by itself

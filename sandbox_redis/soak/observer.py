@@ -15,8 +15,8 @@ from typing import Final
 from sandbox_redis.errors import CompactedError, NotFoundError, StoreUnavailableError
 from sandbox_redis.mirror import Mirror
 from sandbox_redis.record import Event
-from sandbox_redis.soak.history import HistoryLog, Kind
 from sandbox_redis.soak.inside import no_place
+from sandbox_redis.soak.log import HistoryLog, Kind
 from sandbox_redis.soak.part import COUNTERS, SHARED, Part
 from sandbox_redis.states import State
 from sandbox_redis.store import SandboxStore
