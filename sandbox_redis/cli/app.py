@@ -98,6 +98,7 @@ PROGRAMS: Final[tuple[Entry, ...]] = (
     ("serve", programs.serve, ("sandbox-redis serve", "sandbox-redis serve --memory --socket /run/sandbox.sock")),
     ("run", programs.run, ("sandbox-redis run --name job-7 --rm -- python job.py --fast",)),
     ("demo", programs.demo, ("sandbox-redis demo", "sandbox-redis demo --agents 5 --seconds 30")),
+    ("soak", programs.soak, ("sandbox-redis soak", "sandbox-redis soak --minutes 10 --json | jq .violations")),
 )
 
 _STATUSES: Final = """\b

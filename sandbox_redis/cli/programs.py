@@ -115,3 +115,46 @@ def demo(
     from sandbox_redis.cli.demo import demo as play
 
     raise typer.Exit(play(url=where.url, agents=agents, sandboxes=sandboxes, seconds=seconds, seed=seed))
+
+
+def soak(
+    where: Where,
+    *,
+    seconds: Annotated[float | None, typer.Option(help="How long; else 60.", metavar="SECONDS")] = None,
+    minutes: Annotated[float | None, typer.Option(help="How long.", metavar="MINUTES")] = None,
+    topology: Annotated[
+        str, typer.Option(help="What it starts: standalone, sentinel or cluster.", metavar="NAME")
+    ] = "standalone",
+    binary: Annotated[str | None, typer.Option(help="The server to start.", metavar="PATH")] = None,
+    agents: Annotated[int, typer.Option(help="How many agents; each is a process.", metavar="N", min=1)] = 8,
+    replicas: Annotated[
+        int | None, typer.Option(help="How many replicas each write waits for.", metavar="N", min=0)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of what is random, to have the same choices again.", metavar="N")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Break servers under load, and check what agents were told.
+
+    Agents write, watches and mirrors look on, and one fault comes after the other: servers and agents are killed,
+    frozen and cut off. At the end it is decided from their logs whether all that they were told was possible.
+
+    It breaks servers of its own, whatever SANDBOX_REDIS_URL says. On the one that --url names only agents are killed;
+    its keys there are its own, and are deleted at the end.
+    """
+    from sandbox_redis.cli.soak import soak as run_soak
+
+    if seconds is not None and minutes is not None:
+        raise InvalidArgumentError("--minutes", minutes, "it is told by --seconds as well: leave one out")
+    status = run_soak(
+        url=where.url,
+        seconds=60 * minutes if minutes is not None else 60.0 if seconds is None else seconds,
+        topology=topology,
+        binary=binary,
+        replicas=replicas,
+        agents=agents,
+        seed=seed,
+        as_json=as_json,
+    )
+    raise typer.Exit(status)
