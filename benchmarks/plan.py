@@ -58,11 +58,11 @@ class Plan:
     def __init__(self, load: Load, constants: dict[str, float]) -> None:
         self.load, self.constants = load, constants
         self.nodes = 1
-        while (wanted := self._wanted()) > self.nodes:
+        if self._wanted() > 1:
+            self.nodes = 3  # less than three cannot agree on a failover
+        while self.nodes < PARTITIONS_MAX and (wanted := self._wanted()) > self.nodes:
             # Each node more has connections of its own to keep: there may be no number that will do.
-            self.nodes = min(max(wanted, 3), PARTITIONS_MAX)  # less than three cannot agree on a failover
-            if self.nodes == PARTITIONS_MAX:
-                break
+            self.nodes = min(wanted, PARTITIONS_MAX)
 
     def _wanted(self) -> int:
         load = self.load
