@@ -5,7 +5,6 @@ I/O.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from sandbox_redis.soak.history import History, Watched
 from sandbox_redis.soak.model import Change
@@ -70,7 +69,7 @@ class Sights:
         return self._places[partition].get(place, -1) + 1
 
     def _missed(self, name: str, partition: int, first: int, end: int) -> None:
-        for change in islice(self._changes[partition], first, end):
+        for change in self._changes[partition][first:end]:
             what = f"{change.transition} of {change.id} (event {change.revision})"
             self._report.add(Fault.MISSED, change.id, f"{name} passed over {what}")
 
