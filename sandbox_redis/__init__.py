@@ -9,11 +9,13 @@ import logging
 from sandbox_redis.aio import AsyncSandboxStore, AsyncStatusStorage
 from sandbox_redis.aio_mirror import AsyncMirror
 from sandbox_redis.batch import Batch
+from sandbox_redis.concern import WriteConcern
 from sandbox_redis.errors import (
     AlreadyExistsError,
     AmbiguousIDError,
     CompactedError,
     ConflictError,
+    DurabilityError,
     InvalidArgumentError,
     NotFoundError,
     OutcomeUnknownError,
@@ -49,6 +51,7 @@ __all__ = [
     "CompactedError",
     "ConflictError",
     "Counts",
+    "DurabilityError",
     "Event",
     "InvalidArgumentError",
     "Metadata",
@@ -70,4 +73,5 @@ __all__ = [
     "UpdateFunc",
     "WaitTimeoutError",
     "Watch",
+    "WriteConcern",
 ]

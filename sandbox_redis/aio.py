@@ -16,6 +16,7 @@ from sandbox_redis.aio_mirror import AsyncMirror, mirror
 from sandbox_redis.aio_waits import Waits
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
+from sandbox_redis.concern import WriteConcern
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
 from sandbox_redis.follow import HEARTBEAT
@@ -68,6 +69,7 @@ class AsyncSandboxStore:
         partitions: int | None = None,
         events_maxlen: int = EVENTS_MAXLEN,
         read_from: str = "master",
+        write_concern: WriteConcern | None = None,
     ) -> None:
         """Same as `SandboxStore`, with a ``redis.asyncio.Redis`` or asyncio fakeredis client."""
         from sandbox_redis.aio_lane import AsyncLane  # here, because importing redis takes 0.5 s
@@ -83,6 +85,7 @@ class AsyncSandboxStore:
             partitions=partitions,
             events_maxlen=events_maxlen,
             read_from=read_from,
+            write_concern=write_concern,
         )
         self._lane = AsyncLane(target)
         self._lane.on_loss = self._operations.forget
@@ -99,6 +102,7 @@ class AsyncSandboxStore:
         partitions: int | None = None,
         events_maxlen: int = EVENTS_MAXLEN,
         read_from: str = "master",
+        write_concern: WriteConcern | None = None,
     ) -> AsyncSandboxStore:
         """Same as `SandboxStore.from_url`."""
         return cls(
@@ -109,6 +113,7 @@ class AsyncSandboxStore:
             partitions=partitions,
             events_maxlen=events_maxlen,
             read_from=read_from,
+            write_concern=write_concern,
         )
 
     get = _played(Operations.get)
@@ -252,6 +257,8 @@ class AsyncStatusStorage:
         """The status; raises as `SandboxStore.get`."""
         return (await self._store.get(self._id, timeout=timeout)).status
 
-    async def update(self, fn: UpdateFunc, *, timeout: float | None = None) -> Status:
+    async def update(
+        self, fn: UpdateFunc, *, timeout: float | None = None, write_concern: WriteConcern | None = None
+    ) -> Status:
         """Replace the status by what `fn` makes of it; raises as `SandboxStore.update`."""
-        return (await self._store.update(self._id, fn, timeout=timeout)).status
+        return (await self._store.update(self._id, fn, timeout=timeout, write_concern=write_concern)).status

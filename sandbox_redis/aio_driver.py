@@ -88,17 +88,16 @@ async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
                         answer = pool.submit(request.commands, request.timeout)
                         reply = await (answer if line is None else line.until(answer))
                         continue
-                    if held is None or request.lease is Lease.ANY:
+                    if request.lease in (Lease.ANY, Lease.ALONE):
+                        reply = await _alone(lane, request)
+                        continue
+                    if held is None:
                         if request.lease is Lease.OWN:
                             held = await lane.own(request)
-                        elif request.lease in (Lease.KEEP, Lease.LAST):
+                        elif request.lease is not Lease.TAKE:
                             raise Unsent(lane.address, "the connection of this transaction was lost")
                         else:
-                            leased = await lane.lease(request)
-                            if request.lease is Lease.ANY:
-                                reply = await _alone(lane, leased, request)
-                                continue
-                            held = leased
+                            held = await lane.lease(request)
                     if line is not None:
                         line.held = held
                         if not held.connection.is_connected:
@@ -141,35 +140,45 @@ async def play(lane: AsyncLane, op: Op[T], line: Line | None = None) -> T:
             held.pool.give_back(held)
 
 
-async def _alone(lane: AsyncLane, leased: AsyncLeased, send: Send) -> list[Any]:
-    """Send a packet on a connection that it has for itself."""
+async def _alone(lane: AsyncLane, send: Send) -> list[Any]:
+    """Send a packet that may block, on a connection that nobody else waits for."""
+    leased = await lane.lease(send)
     try:
         return await lane.exchange(leased, send.commands, send.timeout, send.at)
     finally:
-        leased.pool.give_back(leased)
+        leased.pool.give_back(leased)  # where it failed, or nobody waits any more, it is closed
 
 
 async def _send_all(lane: AsyncLane, request: SendAll) -> None:
     """One packet after the other on a shared connection to each server, then all replies: the servers are at work
-    meanwhile."""
-    sent: list[tuple[Send, _Packet | Failure]] = []
-    while chunk := list(islice(request.sends, CHUNK)):
-        packets: dict[Any, _Packet] = {}
-        for send in chunk:
-            try:
-                pool = lane.known(send) or await lane.pool(send)
-            except Failure as failure:
-                sent.append((send, failure))
-            else:
-                packet = packets.setdefault(pool, _Packet())
+    meanwhile. What may block has a connection of its own."""
+    sent: list[tuple[Send, _Packet]] = []
+    try:
+        while chunk := list(islice(request.sends, CHUNK)):
+            packets: dict[Any, _Packet] = {}
+            for send in chunk:
+                packet = _Packet()
+                if send.lease is Lease.ALONE:
+                    packet.future = asyncio.ensure_future(_alone(lane, send))
+                else:
+                    try:
+                        pool = lane.known(send) or await lane.pool(send)
+                    except Failure as failure:
+                        packet.failure = failure
+                    else:
+                        packet = packets.setdefault(pool, packet)
                 packet.sends.append(send)
                 sent.append((send, packet))
-        for pool, packet in packets.items():
-            commands = tuple(command for send in packet.sends for command in send.commands)
-            packet.future = pool.submit(commands, packet.sends[0].timeout)
-        await asyncio.sleep(0)  # lets it be written
-    for send, where in sent:
-        request.deliver(where if isinstance(where, Failure) else await where.replies(send))
+            for pool, packet in packets.items():
+                commands = tuple(command for send in packet.sends for command in send.commands)
+                packet.future = pool.submit(commands, packet.sends[0].timeout)
+            await asyncio.sleep(0)  # lets it be written
+        for send, packet in sent:
+            request.deliver(await packet.replies(send))
+    finally:
+        for _, packet in sent:
+            if packet.future is not None:
+                packet.future.cancel()  # those that nobody waits for any more
 
 
 class _Packet:
@@ -177,15 +186,15 @@ class _Packet:
 
     def __init__(self) -> None:
         self.sends: list[Send] = []
-        self.future: asyncio.Future[list[Any]]
+        self.future: asyncio.Future[list[Any]] | None = None
+        self.failure: Failure | None = None
         self._replies: Iterator[Any] = iter(())
-        self._failure: Failure | None = None
 
     async def replies(self, send: Send) -> list[Any] | Failure:
         """The replies to the next one of `sends`."""
-        if send is self.sends[0]:
+        if send is self.sends[0] and self.future is not None:
             try:
                 self._replies = iter(await self.future)
             except Failure as failure:
-                self._failure = failure
-        return self._failure or list(islice(self._replies, len(send.commands)))
+                self.failure = failure
+        return self.failure or list(islice(self._replies, len(send.commands)))

@@ -22,6 +22,7 @@ from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from sandbox_redis import tls
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.topology import Cluster, Place, Sentinels, Single, Topology
 from sandbox_redis.topology import address as joined
@@ -120,6 +121,9 @@ def way(source: Any, *, agent: str, asyncio: bool) -> Way:
         topology, connection_class, given, sentinel = _parsed(source, library)
     else:
         topology, connection_class, given, sentinel = _taken(source, library)
+    if issubclass(connection_class, library.SSLConnection):
+        tls.check(given)
+        connection_class = _abrupt(connection_class) if asyncio else connection_class
     retry = redis.asyncio.retry.Retry if asyncio else redis.retry.Retry
     ours = {
         "retry": retry(NoBackoff(), 0),
@@ -132,6 +136,18 @@ def way(source: Any, *, agent: str, asyncio: bool) -> Way:
     arguments = {name: value for name, value in given.items() if name not in _DROPPED} | ours
     name = given.get("client_name") or re.sub(r"[^!-~]", "_", agent) or "sandbox-redis"
     return Way(topology, connection_class, arguments, name, sentinel)
+
+
+def _abrupt(connection_class: Any) -> Any:
+    """The same with asyncio's TLS closed at once: else it waits for the server's goodbye, and the event loop may end
+    before."""
+
+    class Abrupt(connection_class):  # type: ignore[misc]
+        async def _connect(self) -> None:
+            await super()._connect()
+            self._writer.close = self._writer.transport.abort
+
+    return Abrupt
 
 
 _Parts = tuple[Topology, Any, dict[str, Any], dict[str, Any]]
@@ -167,10 +183,8 @@ def _parsed(url: str, library: Any) -> _Parts:
         pool = _pool(f"{plain}://{credentials}{at}{addresses[0]}/{database}?{urlencode(query, doseq=True)}", library)
         given = {name: value for name, value in pool.connection_kwargs.items() if name not in ("host", "port")}
         topology = Sentinels(service, addresses) if kind == "sentinel" else Cluster(addresses)
-    except (AttributeError, TypeError, ValueError) as error:
-        secret = re.search(r"//[^/]*:[^@]*@", url) is not None
-        reason = "a password's special characters must be written as %40 and the like" if secret else str(error)
-        raise InvalidArgumentError("url", without_password(url), reason) from None
+    except (AttributeError, TypeError, ValueError, RedisError) as error:
+        raise InvalidArgumentError("url", without_password(url), _fault(url, error)) from None
     return topology, pool.connection_class, given, sentinel
 
 
@@ -181,6 +195,8 @@ def _pool(url: str, library: Any) -> Any:
     (parsed.hostname or "").encode("idna")
     if parsed.scheme != "unix" and not re.fullmatch(r"/?\d*", parsed.path):
         raise ValueError("the path is the number of a database")
+    if parsed.fragment or (parsed.hostname is None and "@" in parsed.query):
+        raise ValueError("# and ? in a password must be written as %23 and %3F")
     return pool
 
 
@@ -201,24 +217,25 @@ def _taken(client: Any, library: Any) -> _Parts:
         seeds = [joined(node.host, node.port) for node in client.nodes_manager.startup_nodes.values()]
         accepted = set(inspect.signature(library.connection.AbstractConnection).parameters)
         accepted |= {name for each in (plain, secure) for name in inspect.signature(each).parameters}
-        tls = given.pop("ssl", False) or given.get("connection_class") is secure
+        secured = given.pop("ssl", False) or given.get("connection_class") is secure
         given = {name: value for name, value in given.items() if name in accepted and name not in ("host", "port")}
-        return Cluster(seeds), secure if tls else plain, given, {}
+        return Cluster(seeds), secure if secured else plain, given, {}
     if not isinstance(client, library.Redis):
         wanted = f"a {library.__name__}.Redis or RedisCluster is needed (a fakeredis client is one)"
-        raise InvalidArgumentError("client", client, wanted)
+        kind = f"{type(client).__module__}.{type(client).__qualname__}"  # more of it may be secret
+        raise InvalidArgumentError("client", kind, wanted)
     pool = client.connection_pool
     given = dict(pool.connection_kwargs)
     if not isinstance(pool, library.sentinel.SentinelConnectionPool):
         return Single(_address(pool.connection_class, given)), pool.connection_class, given, {}
     if not pool.is_master:
-        raise InvalidArgumentError("client", client, "a master is needed: master_for, not slave_for")
+        raise InvalidArgumentError("client", "slave_for", "a master is needed: master_for")
     del given["connection_pool"]
     asked = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
     seeds = [joined(each["host"], each["port"]) for each in asked]
     sentinel = {name: asked[0].get(name) for name in ("username", "password")}
-    tls = issubclass(pool.connection_class, secure)
-    return Sentinels(pool.service_name, seeds), secure if tls else plain, given, sentinel
+    secured = issubclass(pool.connection_class, secure)
+    return Sentinels(pool.service_name, seeds), secure if secured else plain, given, sentinel
 
 
 def _address(connection_class: type, arguments: dict[str, Any]) -> str:
@@ -231,8 +248,20 @@ def _address(connection_class: type, arguments: dict[str, Any]) -> str:
 
 def without_password(url: str) -> str:
     """A URL as it may be shown."""
-    hidden = re.sub(r"(//[^/@:]*):.*@", r"\1:***@", url)
+    hidden = re.sub(r"(//[^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     return re.sub(r"(password=)[^&]*", r"\1***", hidden)
+
+
+def _fault(url: str, error: Exception) -> str:
+    """What is wrong with a URL. The error's own words may quote a part of the password."""
+    option = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if option and re.search(rf"[?&]{option[1]}=[^@]*$", url):
+        needs_tls = option[1].startswith("ssl_") and not url.startswith("rediss")
+        return f"{option[1]} " + ("is for rediss:// only" if needs_tls else "is no option of a connection")
+    if isinstance(error, RedisError):
+        return "ssl_cert_reqs must be required, optional or none"
+    secret = re.search(r"//[^/]*:[^@]*@|password=", url) is not None
+    return "a password's special characters must be written as %40 and the like" if secret else str(error)
 
 
 def pack(commands: Iterable[Command]) -> tuple[bytes]:
@@ -294,7 +323,12 @@ def unsent(address: str, error: Exception, *, patient: bool) -> Unsent:
     failure = Unsent(address, str(error).rstrip("."), code)
     if said:
         failure.hopeless = code not in TRANSIENT
+    elif refused := tls.refusal(error):
+        failure = Unsent(address, refused, "TLS")
+        failure.hopeless = True
     else:
+        if tls.broke_off(error):
+            failure.reason += " (perhaps it does not accept our certificate)"
         # For several addresses of one host, asyncio gives the numbers in its text only.
         numbers = [getattr(cause, "errno", None)] + [
             int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))

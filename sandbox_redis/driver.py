@@ -37,7 +37,7 @@ def play(lane: Lane, op: Op[T], reply: Any = None, line: Line | None = None) -> 
                 return result
             try:
                 if isinstance(request, Send):
-                    if request.lease is Lease.ANY or (request.lease is Lease.TAKE and held is None):
+                    if request.lease in (Lease.ANY, Lease.ALONE) or (request.lease is Lease.TAKE and held is None):
                         leased = lane.lease(request)
                     elif request.lease is Lease.OWN:
                         if held is not None:

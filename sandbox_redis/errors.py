@@ -10,6 +10,7 @@
     ├── ConflictError             others kept changing the sandbox until the deadline
     ├── InvalidArgumentError      refused before anything was sent (also a ValueError)
     ├── OutcomeUnknownError       the write may or may not have happened
+    ├── DurabilityError           the write was made, but is not confirmed as its write concern asks
     ├── StoreUnavailableError     the server cannot serve now; nothing was written
     ├── WaitTimeoutError          what was waited for has not happened in time (also a TimeoutError)
     ├── CompactedError            the events behind a cursor are not all there any more
@@ -153,11 +154,56 @@ class OutcomeUnknownError(SandboxError):
         )
 
 
+class DurabilityError(SandboxError):
+    """The write was made, but not confirmed in time as its `WriteConcern` asks: it can still be lost with the server.
+
+    It must not be repeated. It may be confirmed later all the same, and any later write to the sandbox that is
+    confirmed confirms this one as well.
+    """
+
+    id: str
+    request: str
+    """The token of the write: the record and the event of that write carry it."""
+    sandbox: Any
+    """The `Sandbox` as the write left it; None after a removal."""
+    reached: int | None
+    """Replicas that have confirmed it; None when that is not known, as after a lost reply."""
+    wanted: int
+    """Replicas that were to confirm it."""
+    fsynced: bool | None
+    """Whether the server has it on its disk; None when that was not asked for, or is not known."""
+
+    def __init__(
+        self,
+        id: str,
+        request: str,
+        sandbox: Any,
+        reached: int | None,
+        wanted: int,
+        *,
+        fsynced: bool | None = None,
+        reason: str = "",
+    ) -> None:
+        disk = "" if fsynced is None else "the server's disk and " if fsynced else "not the server's disk, and "
+        super().__init__(
+            f"the write {request} to sandbox {id!r} was made, but is not confirmed"
+            f" ({reason or f'it has reached {disk}{reached} of {wanted} replicas'}): it can still be lost with the"
+            " server; do not repeat it, look after its replicas and its disk, and read the sandbox again later",
+            id=id,
+            request=request,
+            sandbox=sandbox,
+            reached=reached,
+            wanted=wanted,
+            fsynced=fsynced,
+        )
+
+
 class StoreUnavailableError(SandboxError):
     """The server at `address` cannot serve this now. Nothing was written.
 
-    `code` is the word that Redis gave for it (``LOADING``, ``OOM``, ``READONLY``, ``NOAUTH``, …), or
-    ``UNREACHABLE`` when no server answered.
+    `code` is the word that Redis gave for it (``LOADING``, ``OOM``, ``READONLY``, ``NOAUTH``, …), ``UNREACHABLE`` when
+    no server answered, ``TLS`` when one side does not accept the other's certificate, or ``UNSUPPORTED`` when it cannot
+    confirm a write as a `WriteConcern` asks.
     """
 
     address: str

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
-from sandbox_redis.errors import OutcomeUnknownError, SandboxError, StoreUnavailableError
+from sandbox_redis.concern import LOST, WriteConcern
+from sandbox_redis.errors import DurabilityError, OutcomeUnknownError, SandboxError, StoreUnavailableError
 from sandbox_redis.scripts import script
 from sandbox_redis.topology import named
 from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Lost, Op, Send, ServerError, Sleep, Unsent
@@ -22,6 +23,7 @@ CONFLICT_MAX: Final = (
     0.004  # seconds; with longer ones whoever wins goes on winning (measured: 0.1 of the fastest's rate)
 )
 ATTEMPT_MIN: Final = 0.02  # seconds; an attempt with less would end without an answer on a busy machine
+TICK: Final = 0.1  # seconds: servers look at their clock so often, so to wait in vain takes that much longer
 SUPPLIES: Final = 5  # scripts that a server may lack within one operation, before its deadline counts for that, too
 FIND_PAGE: Final = 1000  # events per find call; about 1 ms of server time
 
@@ -40,6 +42,7 @@ _REASONS: Final = {
     "TRYAGAIN": ("keys are being moved from it to another one", "try again when they are, or give a longer timeout"),
     "ASK": ("keys are being moved from it to another one", "try again when they are, or give a longer timeout"),
     "MASTERDOWN": ("it is a replica without its master", "connect to the master, or mend the replication"),
+    "TLS": ("", "check its certificate, and ssl_ca_certs, ssl_certfile and ssl_keyfile in the URL"),
     "UNREACHABLE": (
         "",
         "check that a server runs there (sandbox-redis serve starts one on this host), and the address",
@@ -101,6 +104,13 @@ class Deadline:
         left = self._at - self._clock()
         # The same number for every first attempt: a socket keeps its timeout from one operation to the next.
         return self._timeout / 2 if left > self._timeout * 0.9 else max(left / 2, self._least)
+
+    def confirming(self, seconds: float) -> tuple[float, float]:
+        """Seconds that a write may wait to be confirmed, at most `seconds`, and that its packet may take with that."""
+        left = self._at - self._clock()
+        left = self._timeout if left > self._timeout * 0.9 else max(left, self._least)  # as for `share`
+        wait = max(min(seconds, left * 0.75 - TICK), left * 0.25)
+        return wait, (min(wait + TICK, left) + left) / 2
 
     def pause(
         self, error: SandboxError, longest: float = PAUSE_MAX, why: tuple[ServerError | Failure, ...] = ()
@@ -242,7 +252,7 @@ class Exchange:
                 if lost and (found := (yield from self.find(trace, deadline, at=at))):
                     return found
                 writing = True
-                (reply,) = yield Send(keys[0], (command,), deadline.share(), at="" if stays else at)
+                reply, *confirmed = yield trace.packet((command,), deadline, at="" if stays else at)
                 writing = False
                 if isinstance(reply, ServerError):
                     if reply.code == "WRONGTYPE":
@@ -252,6 +262,7 @@ class Exchange:
                     else:
                         at = yield from self.again(deadline, reply, lost)
                 elif lost is None or (reply[0] == b"OK" and reply[1] != b"0"):
+                    trace.confirm(confirmed)
                     return reply
                 else:
                     # A refusal; but the write that was lost may have arrived after it was looked for, and be the cause.
@@ -260,6 +271,20 @@ class Exchange:
                 if writing and isinstance(failure, Lost):
                     lost = trace.lost(failure)
                 at = yield from self.again(deadline, failure, lost)
+
+    def probe(self, concern: WriteConcern, key: str, deadline: Deadline) -> Op[None]:
+        """Find out whether the server can confirm a write so, before it is made; raises `StoreUnavailableError`."""
+        while True:
+            try:
+                (reply,) = yield Send(key, (concern.probe(),), deadline.share(), Lease.ALONE, share=True)
+            except Failure as failure:
+                yield from self.again(deadline, failure)
+                continue
+            if refused := concern.refusal(reply, self.address):
+                raise refused
+            if not isinstance(reply, ServerError) or reply.code not in self.passing:
+                return
+            yield from self.again(deadline, reply)
 
     def find(self, trace: Trace, deadline: Deadline, lease: Lease = Lease.ANY, *, at: str = "") -> Op[Any]:
         """Look for a write whose reply was lost: a reply as its script gives it, or None when it did not happen."""
@@ -293,22 +318,59 @@ class Exchange:
 class Trace:
     """How to find one write again: its token, and an event from before it was sent."""
 
-    __slots__ = ("fences", "floor", "id", "keys", "maxlen", "partition", "request")
+    __slots__ = ("_outcome", "concern", "fenced", "fences", "floor", "id", "keys", "maxlen", "partition", "request")
 
-    def __init__(self, id: str, partition: int, keys: tuple[str, str], request: str, floor: str, maxlen: int) -> None:
+    def __init__(
+        self,
+        id: str,
+        partition: int,
+        keys: tuple[str, str],
+        request: str,
+        floor: str,
+        maxlen: int,
+        concern: WriteConcern,
+    ) -> None:
         self.id = id
         self.partition = partition
         self.keys = keys
         self.request = request
         self.floor = floor
         self.maxlen = maxlen
+        self.concern = concern
         self.fences: tuple[Command, ...] = ()
+        self.fenced = True  # whether nothing is under way any more on each connection that it was lost with
+        self._outcome = LOST
 
     def lost(self, failure: Lost) -> OutcomeUnknownError:
         """Its reply was lost: note the connection, and give the error for when it cannot be found any more."""
         if failure.fence and failure.fence not in self.fences:
             self.fences += (failure.fence,)
+        self.fenced &= failure.fence is not None
         return self.unknown(failure.reason)
+
+    def packet(
+        self, commands: tuple[Command, ...], deadline: Deadline, lease: Lease = Lease.ANY, *, at: str = ""
+    ) -> Send:
+        """The packet that makes the write, and waits for what its concern asks."""
+        if not self.concern:
+            return Send(self.keys[0], commands, deadline.share(), lease, at=at)
+        wait, timeout = deadline.confirming(self.concern.timeout)
+        alone = Lease.ALONE if lease is Lease.ANY else lease
+        # Its key is that of the events: in a batch, those of one partition become one packet.
+        return Send(self.keys[1], (*commands, self.concern.command(wait)), timeout, alone, tail=1, at=at)
+
+    def confirm(self, replies: list[Any]) -> None:
+        """The write was made by this packet, and this came behind its own replies. Where an earlier one may have been
+        quicker, on a connection that nobody could close, nothing is known."""
+        if replies and self.fenced:
+            self._outcome = self.concern.judge(replies[0])
+
+    def check(self, sandbox: Any) -> None:
+        """The write was made; raises `DurabilityError` when it was not confirmed."""
+        if self.concern and not self._outcome.done:
+            reached, fsynced, _, reason = self._outcome
+            wanted = self.concern.replicas
+            raise DurabilityError(self.id, self.request, sandbox, reached, wanted, fsynced=fsynced, reason=reason)
 
     def unknown(self, reason: str) -> OutcomeUnknownError:
         """The error for when it cannot be found any more."""

@@ -61,7 +61,7 @@ class Follower:
         """The newest event that was taken, for each partition followed."""
         self.split = session.split
         """Whether the partitions may be on several servers: then each is a question of its own."""
-        self._meta = None if session.is_laid_out() else meta(session.prefix)
+        self._meta = None if layout.laid_out else meta(session.prefix)
         groups = [(partition,) for partition in places] if self.split else [tuple(places)]
         self._parts = [_Part(session, layout, places, partitions) for partitions in groups]
 

@@ -8,10 +8,11 @@ from copy import copy
 from typing import Any, Final, Generic, TypeVar
 
 from sandbox_redis.errors import SandboxError, StoreUnavailableError
-from sandbox_redis.wire import TRANSIENT, Failure, Lease, Op, Request, Send, SendAll, Sleep
+from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Op, Request, Send, SendAll, Sleep
 
 T = TypeVar("T")
 
+_AMONG: Final = (Lease.ANY, Lease.ALONE)
 CHUNK: Final = 100  # packets sent at once; the server begins with them while the next ones are made
 
 
@@ -110,7 +111,7 @@ class Player:
 
 
 def _is_plain(request: Request | None) -> bool:
-    return isinstance(request, Send) and request.lease is Lease.ANY and not request.at
+    return isinstance(request, Send) and request.lease in _AMONG and not request.at
 
 
 class _Round:
@@ -118,16 +119,22 @@ class _Round:
 
     def __init__(self, players: list[Player]) -> None:
         self.players = players
-        self._waiting: deque[list[Player]] = deque()
+        self._waiting: deque[list[Player] | _Joined] = deque()
 
     def sends(self) -> Iterator[Send]:
         """Draw what they send, what is shared only once. Players that have not begun begin here, while the server is at
         work on what was drawn before."""
         shared: dict[Any, list[Player]] = {}
+        joined: dict[Any, _Joined] = {}
         for player in self.players:
             player.begin()
             send = player.request
             if not _is_plain(send):
+                continue
+            assert isinstance(send, Send)
+            if send.tail:
+                same = (send.key, send.commands[-send.tail :])
+                joined.setdefault(same, _Joined(send)).add(player, send)
                 continue
             assert isinstance(send, Send)
             if send.share:
@@ -139,11 +146,47 @@ class _Round:
             else:
                 self._waiting.append([player])
             yield send
+        for each in joined.values():
+            self._waiting.append(each)
+            yield each.send()
 
     def deliver(self, reply: list[Any] | Failure) -> None:
         """Hand out the next replies."""
-        for player in self._waiting.popleft():
+        waiting = self._waiting.popleft()
+        if isinstance(waiting, _Joined):
+            waiting.deliver(reply)
+            return
+        for player in waiting:
             player.advance(copy(reply) if isinstance(reply, Failure) else reply)  # a traceback of its own for each
+
+
+class _Joined:
+    """Packets of some players with one tail, which become one packet: see `Send.tail`."""
+
+    def __init__(self, first: Send) -> None:
+        self._first = first
+        self._players: list[tuple[Player, int]] = []
+        self._commands: list[Command] = []
+
+    def add(self, player: Player, send: Send) -> None:
+        """Put the packet of another player before the tail."""
+        commands = send.commands[: -send.tail]
+        self._commands += commands
+        self._players.append((player, len(commands)))
+
+    def send(self) -> Send:
+        """The one packet."""
+        return self._first._replace(commands=(*self._commands, *self._first.commands[-self._first.tail :]))
+
+    def deliver(self, reply: list[Any] | Failure) -> None:
+        """Hand out its replies."""
+        place = 0
+        for player, number in self._players:
+            if isinstance(reply, Failure):
+                player.advance(copy(reply))
+            else:
+                player.advance([*reply[place : place + number], *reply[len(self._commands) :]])
+                place += number
 
 
 def in_step(players: list[Player], gone: Gone) -> Op[None]:

@@ -11,11 +11,13 @@ from sandbox_redis.states import State
 class Keys:
     """The keys of the store `prefix` with so many `partitions`, each of which is one hash tag and so one slot."""
 
-    __slots__ = ("partitions", "prefix")
+    __slots__ = ("laid_out", "partitions", "prefix")
 
-    def __init__(self, prefix: str, partitions: int) -> None:
+    def __init__(self, prefix: str, partitions: int, *, laid_out: bool = True) -> None:
         self.prefix = prefix
         self.partitions = partitions
+        self.laid_out = laid_out
+        """Whether the store exists; else its partitions are not decided yet."""
 
     def partition(self, sandbox_id: str) -> int:
         """The partition that a sandbox belongs to, for good."""

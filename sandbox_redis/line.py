@@ -14,7 +14,6 @@ from sandbox_redis.wire import Closed, Command
 if TYPE_CHECKING:
     from sandbox_redis.lane import Lane
     from sandbox_redis.pool import Leased
-    from sandbox_redis.tap import Tap
 
 
 class Line:
@@ -22,7 +21,7 @@ class Line:
 
     def __init__(self) -> None:
         self.held: Leased | None = None
-        self.tap: Tap | None = None
+        self.tap: Any = None  # a Tap; those know lines, not the other way round
         self.closed = threading.Event()
         self._lock = threading.Lock()
         self._busy: list[Leased] = []
@@ -53,7 +52,7 @@ class Line:
             if leased is not None and self.closed.is_set():
                 leased.connection.disconnect()
 
-    def keep_tap(self, tap: Tap) -> bool:
+    def keep_tap(self, tap: Any) -> bool:
         """Keep connections that hear for the next operation; whether they are to be closed instead."""
         with self._lock:
             self.tap = tap

@@ -178,13 +178,16 @@ class Listing:
 def newest(session: Session, layout: Keys, deadline: Deadline) -> Op[list[str]]:
     """The newest event of each partition."""
 
-    def one(key: str) -> Op[str]:
+    def one(partition: int) -> Op[str]:
+        key = layout.events(partition)
         (reply,) = yield from session.exchange.ask(key, (("XREVRANGE", key, "+", "-", "COUNT", 1),), deadline)
         if isinstance(reply, ServerError):
             yield from session.wrong_type((key,), deadline, (b"stream",))
-        return reply[0][0].decode() if reply else NOTHING
+        found = reply[0][0].decode() if reply else None
+        session.seen.newest_is(partition, found)
+        return found or NOTHING
 
-    return (yield from together(one(layout.events(p)) for p in range(layout.partitions)))
+    return (yield from together(one(p) for p in range(layout.partitions)))
 
 
 def parsed(after: str | None, partitions: int = PARTITIONS_MAX) -> tuple[int, bytes]:

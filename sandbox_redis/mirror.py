@@ -147,6 +147,7 @@ class Mirror:
     def on_change(self, callback: OnChangeT) -> OnChangeT:
         """Call ``callback(before, after)`` for each change from now on; None stands for a sandbox that is not there, or
         is in no state that the mirror was opened with. When it has to list again, it tells the differences.
+        What the server has lost is gone then, too; a warning in the log says so before.
 
         Callbacks are called one by one, in order, by a thread of their own; what they raise is logged.
         """

@@ -14,9 +14,11 @@ from typing import Any, Final
 
 from sandbox_redis import checks
 from sandbox_redis.errors import (
+    CompactedError,
     InvalidArgumentError,
     NotFoundError,
     SandboxError,
+    StoreRolledBackError,
     StoreUnavailableError,
     WaitTimeoutError,
 )
@@ -145,8 +147,11 @@ class Mirroring:
         self._laid_out |= isinstance(error, LaidOut)
         if not isinstance(error, (Closed, LaidOut)):
             expected = isinstance(error, (Failure, SandboxError))
-            level = logging.DEBUG if self._failures and expected else logging.WARNING
+            again = self._failures and expected and not isinstance(error, CompactedError)
+            level = logging.DEBUG if again else logging.WARNING
             _log.log(level, "a mirror is stale: %s", error, exc_info=None if expected else error)
+            if isinstance(error, StoreRolledBackError):  # on_change will tell of it as of a removal
+                _log.warning("a mirror lists again: what is not there any more was lost, it need not have been removed")
             self._failures += 1
         self.attached = False
         if self.feed is not None:

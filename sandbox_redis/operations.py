@@ -12,7 +12,8 @@ import time
 from typing import Any
 
 from sandbox_redis import checks
-from sandbox_redis.errors import InvalidArgumentError, TransitionError
+from sandbox_redis.concern import WriteConcern
+from sandbox_redis.errors import InvalidArgumentError, NotFoundError, TransitionError
 from sandbox_redis.queries import Queries
 from sandbox_redis.record import (
     Metadata,
@@ -42,6 +43,7 @@ class Operations(Queries):
         sandbox_id: str | None = None,
         created_at_ns: int | None = None,
         timeout: float | None = None,
+        write_concern: WriteConcern | None = None,
     ) -> Op[Sandbox]:
         """Record a new sandbox, in INIT, before anything of it runs. One round trip.
 
@@ -51,11 +53,13 @@ class Operations(Queries):
             sandbox_id: ``[A-Za-z0-9][A-Za-z0-9_.-]{0,127}``; 64 random hex digits when None.
             created_at_ns: nanoseconds since the Unix epoch, 1 to 2**63 - 1; now when None.
             timeout: seconds until the call gives up; the store's own `timeout` when None.
+            write_concern: how safe the write must be; the store's own when None.
 
         Raises:
             AlreadyExistsError: the id is taken; nothing was changed.
             InvalidArgumentError: an argument breaks its rule; nothing was sent.
             OutcomeUnknownError: the reply was lost and could not be found out any more.
+            DurabilityError: the write was made, but is not confirmed as the write concern asks.
             SchemaError, StoreUnavailableError: nothing was written.
         """
         created_at = time.time_ns() if created_at_ns is None else created_at_ns
@@ -63,7 +67,7 @@ class Operations(Queries):
         sandbox_id = secrets.token_hex(32) if sandbox_id is None else sandbox_id
         fields = metadata_to_fields(Metadata() if metadata is None else metadata)
         args = (checks.node(node), 0, time_to_text(created_at), *fields)
-        return (yield from self._change("create", sandbox_id, args, timeout))
+        return (yield from self._change("create", sandbox_id, args, timeout, write_concern))
 
     def load(
         self,
@@ -73,6 +77,7 @@ class Operations(Queries):
         node: str = "",
         metadata: Metadata | None = None,
         timeout: float | None = None,
+        write_concern: WriteConcern | None = None,
     ) -> Op[Sandbox]:
         """Record a sandbox that was there before the store knew it, as its node observed it. One round trip.
 
@@ -81,7 +86,7 @@ class Operations(Queries):
         Args:
             sandbox_id: by the rule of ids.
             observed: READY, NOTREADY or UNKNOWN, with what is known of its process.
-            node, metadata, timeout: as for `create`.
+            node, metadata, timeout, write_concern: as for `create`.
 
         Raises:
             as `create`.
@@ -93,35 +98,45 @@ class Operations(Queries):
             pid = 0
         fields = metadata_to_fields(Metadata() if metadata is None else metadata)
         args = (checks.node(node), 0, created_at, state, pid, exited_at, exit_status, *fields)
-        return (yield from self._change("load", sandbox_id, args, timeout))
+        return (yield from self._change("load", sandbox_id, args, timeout, write_concern))
 
     # -- changing
 
-    def start(self, sandbox_id: str, *, pid: int, timeout: float | None = None) -> Op[Sandbox]:
+    def start(
+        self,
+        sandbox_id: str,
+        *,
+        pid: int,
+        timeout: float | None = None,
+        write_concern: WriteConcern | None = None,
+    ) -> Op[Sandbox]:
         """Its process runs: INIT → READY. One round trip.
 
         Args:
             sandbox_id: the whole id.
             pid: uint32; 0 for a sandbox without a process of its own.
             timeout: seconds until the call gives up; the store's own `timeout` when None.
+            write_concern: how safe the write must be; the store's own when None.
 
         Raises:
             NotFoundError, TransitionError: refused; nothing was changed.
             InvalidArgumentError: an argument breaks its rule; nothing was sent.
             OutcomeUnknownError: the reply was lost and could not be found out any more.
+            DurabilityError: the write was made, but is not confirmed as the write concern asks.
             SchemaError, StoreUnavailableError: nothing was written.
         """
-        return (
-            yield from self._change("start", sandbox_id, (checks.integer("pid", pid, 0, checks.UINT32_MAX),), timeout)
-        )
+        args = (checks.integer("pid", pid, 0, checks.UINT32_MAX),)
+        return (yield from self._change("start", sandbox_id, args, timeout, write_concern))
 
-    def fail_start(self, sandbox_id: str, *, timeout: float | None = None) -> Op[None]:
+    def fail_start(
+        self, sandbox_id: str, *, timeout: float | None = None, write_concern: WriteConcern | None = None
+    ) -> Op[None]:
         """It could not be started and is cleaned up: INIT → no record. One round trip.
 
         Raises:
             as `start`.
         """
-        yield from self._delete("fail_start", sandbox_id, (), timeout)
+        yield from self._delete("fail_start", sandbox_id, (), timeout, write_concern)
 
     def stop(
         self,
@@ -130,6 +145,7 @@ class Operations(Queries):
         exit_status: int | None = None,
         exited_at_ns: int | None = None,
         timeout: float | None = None,
+        write_concern: WriteConcern | None = None,
     ) -> Op[Sandbox]:
         """It was stopped: READY or UNKNOWN → NOTREADY; NOTREADY stays as it is. One round trip.
 
@@ -140,6 +156,7 @@ class Operations(Queries):
             exit_status: uint32, of its process, if it is known.
             exited_at_ns: nanoseconds since the Unix epoch; now when only `exit_status` is given.
             timeout: seconds until the call gives up; the store's own `timeout` when None.
+            write_concern: how safe the write must be; the store's own when None.
 
         Raises:
             as `start`.
@@ -151,7 +168,7 @@ class Operations(Queries):
         else:
             args = _exit_fields(exit_status, exited_at_ns)
         try:
-            return (yield from self._change("stop", sandbox_id, (*args, ""), timeout))
+            return (yield from self._change("stop", sandbox_id, (*args, ""), timeout, write_concern))
         except TransitionError:
             # INIT by its state, but a record that cannot be read is UNKNOWN, which only Python can tell.
             key = (yield from self.layout(timeout=timeout)).status(sandbox_id)
@@ -160,10 +177,16 @@ class Operations(Queries):
             if not fields or sandbox_from_fields(sandbox_id, key, fields).problem is None:
                 raise
             unreadable = fields.get(b"revision", b"none")
-            return (yield from self._change("stop", sandbox_id, (*args, unreadable), timeout))
+            return (yield from self._change("stop", sandbox_id, (*args, unreadable), timeout, write_concern))
 
     def exit(
-        self, sandbox_id: str, *, exit_status: int, exited_at_ns: int | None = None, timeout: float | None = None
+        self,
+        sandbox_id: str,
+        *,
+        exit_status: int,
+        exited_at_ns: int | None = None,
+        timeout: float | None = None,
+        write_concern: WriteConcern | None = None,
     ) -> Op[Sandbox]:
         """Its process exited: READY → NOTREADY. One round trip.
 
@@ -174,30 +197,47 @@ class Operations(Queries):
             exit_status: uint32.
             exited_at_ns: nanoseconds since the Unix epoch; now when None.
             timeout: seconds until the call gives up; the store's own `timeout` when None.
+            write_concern: how safe the write must be; the store's own when None.
 
         Raises:
             as `start`.
         """
-        return (yield from self._change("exit", sandbox_id, _exit_fields(exit_status, exited_at_ns), timeout))
+        args = _exit_fields(exit_status, exited_at_ns)
+        return (yield from self._change("exit", sandbox_id, args, timeout, write_concern))
 
-    def remove(self, sandbox_id: str, *, force: bool = False, timeout: float | None = None) -> Op[bool]:
+    def remove(
+        self,
+        sandbox_id: str,
+        *,
+        force: bool = False,
+        timeout: float | None = None,
+        write_concern: WriteConcern | None = None,
+    ) -> Op[bool]:
         """It is cleaned up: NOTREADY → no record. One round trip.
 
         Args:
             sandbox_id: the whole id.
             force: remove it in any state; a READY or UNKNOWN one is stopped first, in the same script.
             timeout: seconds until the call gives up; the store's own `timeout` when None.
+            write_concern: how safe the write must be; the store's own when None.
 
         Returns:
             True if this call removed it, False if there was none. Both are success (CRI's ``RemovePodSandbox``).
 
         Raises:
             TransitionError: it is not NOTREADY; nothing was changed.
-            InvalidArgumentError, OutcomeUnknownError, SchemaError, StoreUnavailableError: as `start`.
+            InvalidArgumentError, OutcomeUnknownError, DurabilityError, SchemaError, StoreUnavailableError: as `start`.
         """
-        return (yield from self._delete("remove", sandbox_id, ("1" if force else "",), timeout))
+        return (yield from self._delete("remove", sandbox_id, ("1" if force else "",), timeout, write_concern))
 
-    def update(self, sandbox_id: str, fn: UpdateFunc, *, timeout: float | None = None) -> Op[Sandbox]:
+    def update(
+        self,
+        sandbox_id: str,
+        fn: UpdateFunc,
+        *,
+        timeout: float | None = None,
+        write_concern: WriteConcern | None = None,
+    ) -> Op[Sandbox]:
         """Replace the status by what `fn` makes of it, in one optimistic transaction. Two round trips.
 
         It is containerd's ``StatusStorage.Update``: an update never overwrites a change that its `fn` has not seen.
@@ -210,6 +250,7 @@ class Operations(Queries):
             fn: gets the `Status` as it is, returns it as it is to be. The state may stay, go from INIT to READY, or
                 from READY or UNKNOWN to NOTREADY, where `pid` becomes 0.
             timeout: seconds until the call gives up; the store's own `timeout` when None.
+            write_concern: how safe the write must be; the store's own when None.
 
         Returns:
             The sandbox as it is after the update.
@@ -218,18 +259,41 @@ class Operations(Queries):
             ConflictError: others changed it during every attempt until the timeout; nothing was written.
             NotFoundError, TransitionError: refused; nothing was changed.
             InvalidArgumentError: `fn` returned what cannot be stored; nothing was written.
-            OutcomeUnknownError, SchemaError, StoreUnavailableError: as `start`.
+            OutcomeUnknownError, DurabilityError, SchemaError, StoreUnavailableError: as `start`.
         """
-        return (yield from optimistic(self, sandbox_id, fn, self.deadline(timeout)))
+        deadline = self.deadline(timeout)
+        try:
+            sandbox = yield from optimistic(self, sandbox_id, fn, deadline, write_concern)
+        except NotFoundError:
+            yield from self.look_back(sandbox_id, deadline, absent=True)
+            raise
+        yield from self.look_back(sandbox_id, deadline)
+        return sandbox
 
-    def _change(self, operation: str, sandbox_id: str, args: tuple[Any, ...], timeout: float | None) -> Op[Sandbox]:
-        key, reply, trace = yield from self.write(operation, sandbox_id, args, timeout)
+    def _change(
+        self,
+        operation: str,
+        sandbox_id: str,
+        args: tuple[Any, ...],
+        timeout: float | None,
+        write_concern: WriteConcern | None,
+    ) -> Op[Sandbox]:
+        key, reply, trace = yield from self.write(operation, sandbox_id, args, timeout, write_concern)
         return self.sandbox(operation, sandbox_id, key, reply, trace)
 
-    def _delete(self, operation: str, sandbox_id: str, args: tuple[Any, ...], timeout: float | None) -> Op[bool]:
-        _, reply, _ = yield from self.write(operation, sandbox_id, args, timeout)
+    def _delete(
+        self,
+        operation: str,
+        sandbox_id: str,
+        args: tuple[Any, ...],
+        timeout: float | None,
+        write_concern: WriteConcern | None,
+    ) -> Op[bool]:
+        _, reply, trace = yield from self.write(operation, sandbox_id, args, timeout, write_concern)
         if reply[0] in (b"OK", b"PASSED"):
-            return bool(reply[1] != b"0")
+            if removed := reply[1] != b"0":
+                trace.check(None)
+            return bool(removed)
         raise self.refusal(operation, sandbox_id, reply)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from sandbox_redis.audit import audit
 from sandbox_redis.batch import Batch
+from sandbox_redis.concern import WriteConcern
 from sandbox_redis.driver import Ahead, play
 from sandbox_redis.errors import StoreUnavailableError
 from sandbox_redis.faces import agent_name, annotate, default_url
@@ -62,6 +63,7 @@ class SandboxStore:
         partitions: int | None = None,
         events_maxlen: int = EVENTS_MAXLEN,
         read_from: str = "master",
+        write_concern: WriteConcern | None = None,
     ) -> None:
         """Open a store. Nothing is sent before the first operation.
 
@@ -78,6 +80,8 @@ class SandboxStore:
             read_from: ``replica`` lets what only reads (get, list, page, ids, count, resolve, history) ask a replica
                 that Sentinels or the cluster know: it may be as stale as that one. What writes, waits, watches or
                 mirrors always asks the master.
+            write_concern: how safe writes must be, unless the call itself says otherwise; as safe as the server's reply
+                makes them when None.
 
         Raises:
             InvalidArgumentError: an argument breaks its rule.
@@ -95,6 +99,7 @@ class SandboxStore:
             partitions=partitions,
             events_maxlen=events_maxlen,
             read_from=read_from,
+            write_concern=write_concern,
         )
         self._lane = Lane(target)
         self._lane.on_loss = self._operations.forget
@@ -110,6 +115,7 @@ class SandboxStore:
         partitions: int | None = None,
         events_maxlen: int = EVENTS_MAXLEN,
         read_from: str = "master",
+        write_concern: WriteConcern | None = None,
     ) -> SandboxStore:
         """Open a store by its URL: ``redis://host:port/db``, ``unix:///path``, ``redis+cluster://host:port,host:port``
         or ``redis+sentinel://host:port,host:port/service/db``; with TLS ``rediss://`` and so on.
@@ -117,7 +123,7 @@ class SandboxStore:
         Args:
             url: ``SANDBOX_REDIS_URL`` when None, and ``redis://127.0.0.1:6379/0`` without that. User and password are
                 the servers'; Sentinels have their own in ``?sentinel_username=…&sentinel_password=…``.
-            prefix, agent, timeout, partitions, events_maxlen, read_from: as for `SandboxStore` itself.
+            prefix, agent, timeout, partitions, events_maxlen, read_from, write_concern: as for `SandboxStore` itself.
 
         Raises:
             InvalidArgumentError: an argument breaks its rule.
@@ -130,6 +136,7 @@ class SandboxStore:
             partitions=partitions,
             events_maxlen=events_maxlen,
             read_from=read_from,
+            write_concern=write_concern,
         )
 
     get = _played(Operations.get)
@@ -322,6 +329,8 @@ class StatusStorage:
         """The status; raises as `SandboxStore.get`."""
         return self._store.get(self._id, timeout=timeout).status
 
-    def update(self, fn: UpdateFunc, *, timeout: float | None = None) -> Status:
+    def update(
+        self, fn: UpdateFunc, *, timeout: float | None = None, write_concern: WriteConcern | None = None
+    ) -> Status:
         """Replace the status by what `fn` makes of it; raises as `SandboxStore.update`."""
-        return self._store.update(self._id, fn, timeout=timeout).status
+        return self._store.update(self._id, fn, timeout=timeout, write_concern=write_concern).status

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from sandbox_redis import checks
+from sandbox_redis.concern import WriteConcern
 from sandbox_redis.errors import ConflictError, InvalidArgumentError, NotFoundError, OutcomeUnknownError
 from sandbox_redis.exchange import CONFLICT_MAX, Deadline, evalsha
 from sandbox_redis.record import Sandbox, Status, hash_reply, sandbox_from_fields, status_to_fields
@@ -23,14 +24,16 @@ UpdateFunc = Callable[[Status], Status]
 """Gets the status as it is, returns it as it is to be. It may be called more than once, so it must be pure."""
 
 
-def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Deadline) -> Op[Sandbox]:
+def optimistic(
+    session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Deadline, write_concern: WriteConcern | None
+) -> Op[Sandbox]:
     """Replace the status of a sandbox by what `fn` makes of it; see `Operations.update`."""
     checks.sandbox_id(sandbox_id)
     if not callable(fn):
         raise InvalidArgumentError("fn", fn, "a function from Status to Status is needed")
     layout = yield from session.open(deadline)
     names = layout.change(sandbox_id)
-    trace = yield from session.trace(layout, sandbox_id, names, deadline)
+    trace = yield from session.trace(layout, sandbox_id, names, deadline, write_concern)
     key = names[0]
     lost: OutcomeUnknownError | None = None
     at = ""
@@ -63,7 +66,7 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
             args = (sandbox_id, session.agent, trace.request, session.maxlen, *fields, record.get(b"revision", b"none"))
             commands = (("MULTI",), evalsha("update", names[:-1], args), ("EXEC",))
             writing = True
-            multi, queued, replies = yield Send(key, commands, deadline.share(), Lease.LAST, at=at)
+            multi, queued, replies, *confirmed = yield trace.packet(commands, deadline, Lease.LAST, at=at)
             writing = False
             if isinstance(multi, ServerError) and isinstance(queued, list):
                 replies = [queued]  # who may not MULTI has run the script alone; it looks at the revision by itself
@@ -74,6 +77,7 @@ def optimistic(session: Session, sandbox_id: str, fn: UpdateFunc, deadline: Dead
                 error = lost or ConflictError(sandbox_id, deadline.attempts + 1)
                 yield from deadline.pause(error, CONFLICT_MAX)
             elif not isinstance(replies[0], ServerError):
+                trace.confirm(confirmed)
                 return session.sandbox("update", sandbox_id, key, replies[0], trace)
             elif replies[0].code == "NOSCRIPT":
                 yield from session.exchange.supply("update", names[1], deadline, lost, at=at)

@@ -128,6 +128,7 @@ class Feed:
             if refused := refusal_in(answer or (), self._session.exchange):
                 if refused.code == "WRONGTYPE":
                     streams = tuple(self.layout.events(partition) for partition in self.follower.places)
+                    streams = (questions[n][0],) if self.follower.split else streams
                     deadline = self._session.deadline(None)
                     yield from self._session.wrong_type(streams, deadline, (b"stream",) * len(streams))
                 if not (at := asked(refused)):

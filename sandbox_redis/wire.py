@@ -27,6 +27,8 @@ class Lease(Enum):
     """The one taken. It is `Unsent` when that one is gone, never sent on another."""
     LAST = "last"
     """The one taken, which is given back after this packet."""
+    ALONE = "alone"
+    """One that this packet has to itself: it may block. It is given back after it."""
 
 
 class Send(NamedTuple):
@@ -47,6 +49,9 @@ class Send(NamedTuple):
     """The server that an ASK has named for this packet alone; wherever the key is without one."""
     replica: bool = False
     """It only reads, and what a replica knows will do."""
+    tail: int = 0
+    """So many commands at the end speak of all that was sent before them on their connection. In a batch, packets to
+    one key whose tails are the same become one packet with one tail."""
 
 
 class Sleep(NamedTuple):
@@ -75,7 +80,7 @@ class Hear(NamedTuple):
 
 
 class SendAll(NamedTuple):
-    """Send many packets, none of them with a lease, in as few as possible. The driver draws them while the server is at
+    """Send many packets, `ANY` or `ALONE`, in as few as possible. The driver draws them while the server is at
     work on the first ones, and hands out the replies while it is at work on the last ones."""
 
     sends: Iterator[Send]

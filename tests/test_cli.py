@@ -28,6 +28,7 @@ from sandbox_redis import (
     AmbiguousIDError,
     CompactedError,
     ConflictError,
+    DurabilityError,
     InvalidArgumentError,
     Metadata,
     NotFoundError,
@@ -753,6 +754,7 @@ ERRORS = [
     (SchemaError("k", "is odd"), 3),
     (ServerStartError("none"), 3),
     (OutcomeUnknownError("a", "token", "gone"), 4),
+    (DurabilityError("a", "token", None, 0, 1), 5),
     (WaitTimeoutError("a", 5, "READY"), 124),
     (ZeroDivisionError("oops"), 70),
 ]
@@ -767,6 +769,23 @@ def test_every_error_is_one_line_and_an_exit_status(cli, monkeypatch, error, sta
     ran = cli("ls")
     assert_one_line(ran, status, str(error).split(";")[0])
     assert ran.out == ""
+
+
+def test_what_is_made_and_not_confirmed_is_printed_and_has_a_status_of_its_own(cli, store):
+    """The server has no replica, and no append-only file."""
+    hasty = ("--wait-replicas", 1, "--timeout", 1)
+    for command, printed in (
+        (("create", "--id", "a"), "a\n"),
+        (("start", "a", "--pid", 7), "a READY\n"),
+        (("stop", "a"), "a NOTREADY\n"),
+        (("rm", "a"), "a removed\n"),
+    ):
+        ran = cli(*command, *hasty)
+        assert_one_line(ran, 5, "'a' was made, but is not confirmed", "0 of 1 replicas")
+        assert ran.out == printed
+    ran = cli("create", "--id", "b", "--fsync")
+    assert_one_line(ran, 3, "no append-only file", "nothing was written")
+    assert store.ids(states=list(State)) == []
 
 
 def test_of_several_errors_the_worst_decides_and_each_is_said_once(capsys):
@@ -865,7 +884,7 @@ def test_the_help_of_every_command_has_an_example(cli, command):
 def test_every_operation_has_a_command():
     commands = {command.name for command in app.registered_commands}
     operations = {operation.replace("_", "-") for operation in MACHINE} - {"remove", "force-remove", "update"}
-    insight = {"counts", "watch", "wait", "top", "history", "key", "states"}
+    insight = {"acl", "counts", "watch", "wait", "top", "history", "key", "states"}
     assert operations | insight | {"get", "ls", "rm", "serve", "run", "demo"} == commands
 
 

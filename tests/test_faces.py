@@ -24,6 +24,7 @@ from sandbox_redis import (
     Batch,
     CompactedError,
     ConflictError,
+    DurabilityError,
     InvalidArgumentError,
     Mirror,
     NotFoundError,
@@ -127,6 +128,14 @@ ERRORS = {
     ConflictError("it", 7): {"id": "it", "attempts": 7},
     InvalidArgumentError("pid", -1, "uint32 is needed"): {"argument": "pid", "value": -1, "rule": "uint32 is needed"},
     OutcomeUnknownError("it", "token", "cut"): {"id": "it", "request": "token"},
+    DurabilityError("it", "token", None, 1, 2, fsynced=True): {
+        "id": "it",
+        "request": "token",
+        "sandbox": None,
+        "reached": 1,
+        "wanted": 2,
+        "fsynced": True,
+    },
     StoreUnavailableError("here:1", "OOM", "full", "free some"): {"address": "here:1", "code": "OOM"},
     SchemaError("k", "is odd"): {"key": "k"},
 }
@@ -141,7 +150,9 @@ def test_an_error_carries_its_facts_through_pickle_and_copy(error):
         assert vars(again) == ERRORS[error]
         assert {n for kind in type(error).__mro__ for n in inspect.get_annotations(kind)} == set(ERRORS[error])
         for name, fact in ERRORS[error].items():
-            assert name == "code" or all(str(part) in str(error) for part in (fact if type(fact) is tuple else [fact]))
+            assert name in ("code", "sandbox", "fsynced") or all(
+                str(part) in str(error) for part in (fact if type(fact) is tuple else [fact])
+            )
 
 
 def test_an_error_pickles_whatever_was_passed_in():
@@ -196,7 +207,8 @@ def imports(name: str, *, lazily: bool = False) -> set[str]:
 
 LAYERS = [
     {"errors", "states", "wire"},
-    {"checks", "keys", "scripts"},
+    {"checks", "keys", "scripts", "tls"},
+    {"concern", "seen"},
     {"record", "exchange", "faces"},
     {"topology"},
     {"session", "in_step", "selection"},
@@ -207,12 +219,12 @@ LAYERS = [
     {"waiting"},
     {"queries"},
     {"operations"},
-    {"batch", "audit", "connect", "server"},
+    {"acl", "batch", "audit", "connect", "server"},
     {"pool", "aio_pool"},
     {"lane", "tail"},
-    {"aio_lane"},
+    {"line", "aio_lane"},
     {"tap"},
-    {"aio_tap", "line"},
+    {"aio_tap"},
     {"driver", "aio_driver"},
     {"watch", "mirroring"},
     {"mirror"},
@@ -239,6 +251,8 @@ def test_imports_point_one_way():
         "wire",
         "checks",
         "keys",
+        "concern",
+        "seen",
         "record",
         "exchange",
         "session",

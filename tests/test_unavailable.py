@@ -776,5 +776,10 @@ def test_nor_does_a_write_of_an_idle_store_become_unknown(flavour, own_server, u
         server.stop()
         server.start()
         if flavour == "asyncio":  # whose loop runs while the store is idle, but not in this test
-            until(lambda: store.runner.run(asyncio.sleep(0)) or store.wrapped._lane._shared[0].failure)
+            until(
+                lambda: (
+                    store.runner.run(asyncio.sleep(0))
+                    or next(iter(store.wrapped._lane._pools.values()))._shared[0].failure
+                )
+            )
         store.create()

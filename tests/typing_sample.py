@@ -8,6 +8,7 @@ from typing import assert_type
 from sandbox_redis import (
     AsyncSandboxStore,
     Batch,
+    DurabilityError,
     Metadata,
     Result,
     Sandbox,
@@ -16,6 +17,7 @@ from sandbox_redis import (
     Status,
     TransitionError,
     UpdateFunc,
+    WriteConcern,
 )
 
 
@@ -31,6 +33,7 @@ def sync(store: SandboxStore) -> None:
     assert_type(store.stop("it", timeout=1), Sandbox)
     assert_type(store.exit("it", exit_status=1), Sandbox)
     assert_type(store.update("it", update), Sandbox)
+    assert_type(store.start("it", pid=1, write_concern=WriteConcern(replicas=1, fsync=True)), Sandbox)
     assert_type(store.get("it").status.state, State)
     assert_type(store.get("it").problem, str | None)
     assert_type(store.ids(states=[State.READY], node="n"), list[str])
@@ -60,10 +63,16 @@ def errors(error: TransitionError) -> None:
     assert_type((error.id, error.state, error.operation), tuple[str, str, str])
 
 
+def unconfirmed(error: DurabilityError) -> None:
+    assert_type((error.id, error.request, error.reached, error.wanted), tuple[str, str, int | None, int])
+    assert_type(error.fsynced, bool | None)
+
+
 def refused(store: SandboxStore, batch: Batch) -> None:
     store.start("it")  # type: ignore[call-arg]
     store.start("it", "1")  # type: ignore[call-arg,arg-type]
     store.start("it", pid="1")  # type: ignore[arg-type]
+    store.start("it", pid=1, write_concern=1)  # type: ignore[arg-type]
     store.get()  # type: ignore[call-arg]
     store.ids(states=["READY"])  # type: ignore[list-item]
     store.update("it", lambda status: None)  # type: ignore[arg-type,return-value]

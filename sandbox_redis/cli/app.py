@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from sandbox_redis import __version__
-from sandbox_redis.cli import creating, history, key, listing, machine, programs, records, top, wait, watch
+from sandbox_redis.cli import acl, creating, history, key, listing, machine, programs, records, top, wait, watch
 from sandbox_redis.cli.groups import expanded
 from sandbox_redis.cli.options import Form, Where
 from sandbox_redis.cli.statuses import PROGRAM, ExitStatus, complain, complain_of, describe
@@ -75,6 +75,14 @@ INSIGHT: Final[tuple[Entry, ...]] = (
     ("top", top.top, ("sandbox-redis top", "sandbox-redis top --node node-1 --state INIT --state UNKNOWN -l app=web")),
     ("history", history.history, ("sandbox-redis history web-0", "sandbox-redis history web-0 --json | jq '.[].by'")),
     ("key", key.key, ("sandbox-redis key web-0", 'eval "$(sandbox-redis key web-0 | tail -1)"')),
+    (
+        "acl",
+        acl.acl,
+        (
+            "sandbox-redis acl agent --user node-1 --password-stdin < password | redis-cli",
+            "sandbox-redis acl reader --format file --server-version 7.2 --password-stdin < password >> users.acl",
+        ),
+    ),
     ("states", machine.states, ("sandbox-redis states", "sandbox-redis states --format dot | dot -Tsvg > states.svg")),
 )
 PROGRAMS: Final[tuple[Entry, ...]] = (

@@ -4,13 +4,15 @@ store. What follows stands in ``records.py``. A docstring is its command's help.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from sandbox_redis.cli import shape, text
 from sandbox_redis.cli.options import Described, Exit, Form, Node, Observed, Pid, Where, time_option
-from sandbox_redis.errors import InvalidArgumentError
+from sandbox_redis.errors import DurabilityError, InvalidArgumentError
 from sandbox_redis.record import Sandbox, Status
 
 NewId = Annotated[str | None, typer.Argument(metavar="[ID]", help="The new id; 64 random hex digits when left out.")]
@@ -34,9 +36,8 @@ def create(
     It is for the time before anything of the sandbox runs.
     """
     chosen = _chosen(sandbox_id, named)
-    with where.store() as store:
-        sandbox = store.create(node=node, metadata=described.metadata(), sandbox_id=chosen)
-    _print(form, sandbox)
+    with where.store() as store, _printing(form) as made:
+        made.append(store.create(node=node, metadata=described.metadata(), sandbox_id=chosen))
 
 
 def load(
@@ -69,9 +70,8 @@ def load(
         exited_at_ns=text.instant("--exited-at", exited_at) or 0,
         exit_status=exit_status or 0,
     )
-    with where.store() as store:
-        sandbox = store.load(chosen, observed, node=node, metadata=described.metadata())
-    _print(form, sandbox)
+    with where.store() as store, _printing(form) as made:
+        made.append(store.load(chosen, observed, node=node, metadata=described.metadata()))
 
 
 def _chosen(argument: str | None, option: str | None) -> str | None:
@@ -80,8 +80,18 @@ def _chosen(argument: str | None, option: str | None) -> str | None:
     return option if argument is None else argument
 
 
-def _print(form: Form, sandbox: Sandbox) -> None:
-    if form.json:
-        shape.write(shape.record(sandbox))
-    else:
-        print(sandbox.id)
+@contextmanager
+def _printing(form: Form) -> Iterator[list[Sandbox]]:
+    """Print the sandbox that was made, also when that is not confirmed."""
+    made: list[Sandbox] = []
+    try:
+        yield made
+    except DurabilityError as error:
+        made.append(error.sandbox)
+        raise
+    finally:
+        for sandbox in made:
+            if form.json:
+                shape.write(shape.record(sandbox))
+            else:
+                print(sandbox.id)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from sandbox_redis.cli import ids, shape
 from sandbox_redis.cli.options import Exact, Form, Where, one_id
 from sandbox_redis.cli.statuses import complain
 from sandbox_redis.driver import play
 from sandbox_redis.store import SandboxStore
+
+_TLS_FILES: Final = (("ssl_ca_certs", "--cacert"), ("ssl_certfile", "--cert"), ("ssl_keyfile", "--key"))
 
 
 def key(where: Where, form: Form, sandbox_id: Annotated[str, one_id("get")], *, exact: Exact = False) -> None:
@@ -49,6 +51,9 @@ def redis_cli(server: dict[str, Any]) -> str:
         words = ["-h", host, "-p", port, "-n", db, *["--tls"] * server["tls"]]
     else:
         words = ["-u", f"redis{'s' * server['tls']}://{host}:{port}/{db}"]
+    for name, option in _TLS_FILES:
+        if path := server.get(name):
+            words += [option, str(path)]
     if user := server.get("username"):
         words += ["--user", user]
     return shlex.join(["redis-cli", *words])

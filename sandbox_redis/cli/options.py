@@ -16,6 +16,7 @@ from sandbox_redis.aio import AsyncSandboxStore
 from sandbox_redis.cli import text
 from sandbox_redis.cli.columns import COLUMNS, ORDERS
 from sandbox_redis.cli.groups import said
+from sandbox_redis.concern import WriteConcern
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.record import Metadata
 from sandbox_redis.states import ABSENT, MACHINE, State
@@ -47,6 +48,15 @@ class Where:
     prefix: Annotated[str | None, _store_option("What each key of the store begins with; else sandbox.", "TEXT")] = None
     agent: Annotated[str | None, _store_option("Who writes, for the events; else host and process.", "TEXT")] = None
     timeout: Annotated[float | None, _store_option("How long to try; else 5.", "SECONDS")] = None
+    wait_replicas: Annotated[
+        int | None, _store_option("Wait until so many replicas have what is written, for a second at most.", "N")
+    ] = None
+    fsync: Annotated[
+        bool | None,
+        typer.Option(
+            "--fsync", help="Wait until the disk has what is written, as --wait-replicas.", rich_help_panel="Store"
+        ),
+    ] = None
 
     def store(self) -> SandboxStore:
         """The store. Nothing is sent before the first operation."""
@@ -57,7 +67,9 @@ class Where:
         return AsyncSandboxStore.from_url(**self._given())
 
     def _given(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        replicas, fsync = given.pop("wait_replicas", 0), given.pop("fsync", False)
+        return given | {"write_concern": WriteConcern(replicas=replicas, fsync=fsync)}
 
 
 def from_store(ask: Callable[[SandboxStore, typer.Context], Iterable[str]]) -> Completion:

@@ -5,7 +5,7 @@ results look stands in ``show.py`` and ``shape.py``, what an id may be in ``ids.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from sandbox_redis.batch import Batch
 from sandbox_redis.cli import ids, shape, show, text
 from sandbox_redis.cli.options import Exact, Exit, Form, Pid, Where, one_id, some_ids, time_option
 from sandbox_redis.cli.statuses import complain, complain_of
+from sandbox_redis.errors import DurabilityError
 from sandbox_redis.in_step import Result
 from sandbox_redis.record import Sandbox
 
@@ -140,8 +141,20 @@ def _each(
         sandbox_ids = ids.whole(store, typed, exact=exact)
         with store.batch() as batch:
             results = [(sandbox_id, add(batch, sandbox_id)) for sandbox_id in sandbox_ids]
-    done = [(sandbox_id, result.result()) for sandbox_id, result in results if result.error is None]
+    done = [(sandbox_id, _made(result)) for sandbox_id, result in results if _is_made(result.error)]
     return done, [result.error for _, result in results if result.error is not None]
+
+
+def _is_made(error: Exception | None) -> bool:
+    return error is None or isinstance(error, DurabilityError)
+
+
+def _made(result: Result[T]) -> T:
+    """What an operation came to, confirmed or not."""
+    if isinstance(result.error, DurabilityError):
+        made: Any = result.error.sandbox or True  # a removal leaves none
+        return cast("T", made)
+    return result.result()
 
 
 def _change(

@@ -19,6 +19,7 @@ from typing import Final
 
 from sandbox_redis.cli.statuses import SIGNALLED, complain
 from sandbox_redis.errors import (
+    DurabilityError,
     InvalidArgumentError,
     NotFoundError,
     OutcomeUnknownError,
@@ -86,7 +87,11 @@ def run(
     if not 0 <= give_up < math.inf:
         raise InvalidArgumentError("give_up", give_up, "a number of seconds, 0 or more, is needed")
     with _held_back() as (signals, mask):
-        created = store.create(node=node, metadata=metadata, sandbox_id=sandbox_id)
+        try:
+            created = store.create(node=node, metadata=metadata, sandbox_id=sandbox_id)
+        except DurabilityError as error:  # it is there
+            complain(error)
+            created = error.sandbox
         scribe = _Scribe(store, created.id, give_up=give_up, quiet=quiet)
         pid = 0
         if early := signal.sigpending() & signals:
@@ -176,6 +181,9 @@ class _Scribe:
                 if not told:
                     complain(f"sandbox {self._id}: {what} is not recorded yet: {error}")
                     told = True
+            except DurabilityError as error:
+                complain(f"sandbox {self._id}: {what} is recorded, and not confirmed: {error}")
+                return None
             except SandboxError as error:
                 complain(f"sandbox {self._id}: {what} is not recorded: {error}")
                 return None

@@ -17,6 +17,7 @@ from sandbox_redis.errors import (
     AmbiguousIDError,
     CompactedError,
     ConflictError,
+    DurabilityError,
     InvalidArgumentError,
     NotFoundError,
     OutcomeUnknownError,
@@ -42,6 +43,8 @@ class ExitStatus(IntEnum):
     """The store cannot be reached, or what is in it cannot be read."""
     OUTCOME_UNKNOWN = 4
     """The write may or may not have happened."""
+    UNCONFIRMED = 5
+    """The write was made, but replicas or the disk have not confirmed it in time."""
     BUG = 70  # EX_SOFTWARE of sysexits.h
     INPUT_OUTPUT = 74  # EX_IOERR: the output cannot be written, or a file cannot be read
     TIMED_OUT = 124  # as of timeout(1): what was waited for has not happened
@@ -64,6 +67,8 @@ def status_of(error: Exception) -> ExitStatus:
         return ExitStatus.USAGE
     if isinstance(error, OutcomeUnknownError):
         return ExitStatus.OUTCOME_UNKNOWN
+    if isinstance(error, DurabilityError):
+        return ExitStatus.UNCONFIRMED
     if isinstance(error, WaitTimeoutError):
         return ExitStatus.TIMED_OUT
     if isinstance(error, _REFUSALS):

@@ -12,7 +12,7 @@ from sandbox_redis.soak.fault import Fault, fails_over, replicated
 from sandbox_redis.soak.node import HOST, Node
 from sandbox_redis.soak.topology import Deployment, UnsettledError, await_none
 
-_PATIENCE: Final = 20.0  # seconds until another server must be the master
+_PATIENCE: Final = 30.0  # seconds until another server must be the master
 
 
 class Failover(Fault):

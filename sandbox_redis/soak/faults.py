@@ -1,5 +1,5 @@
-"""What can happen to the servers of a deployment: one fault at a time, chosen by a seed. What can happen to a connection
-alone is in ``proxy.py``.
+"""What can happen to the servers of a deployment: one fault at a time, chosen by a seed. What can happen to a
+connection alone is in ``proxy.py``.
 """
 
 from __future__ import annotations

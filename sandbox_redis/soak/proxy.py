@@ -167,11 +167,11 @@ class Proxy:
             return False
         raw = self._replies(server, len(commands))[1]
         time.sleep(self.delay)
+        if how is not None:
+            self._then()
         if self.blackhole:
             client.recv(1)
             return False
-        if how is not None:
-            self._then()
         if how in (None, "pass"):
             part = -(-len(raw) // 100) if self.trickle else len(raw)
             for first in range(0, len(raw), part):

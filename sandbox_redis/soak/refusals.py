@@ -7,7 +7,7 @@ import resource
 import sys
 from typing import Final
 
-from sandbox_redis.soak.fault import Fault
+from sandbox_redis.soak.fault import Fault, fails_over
 from sandbox_redis.soak.node import Node
 from sandbox_redis.soak.topology import Deployment, await_none
 
@@ -43,6 +43,11 @@ class PauseWrites(Fault):
 
     name = "pause-writes"
     _SECONDS: Final = 60
+
+    @classmethod
+    def may_lose(cls, deployment: Deployment) -> bool:
+        """What sentinels publish waits as well, and their PING behind it: they let a replica take over."""
+        return deployment.topology == "sentinel" and fails_over(deployment)
 
     def cause(self) -> str:
         """Pause them."""
@@ -100,6 +105,11 @@ class DiskFull(_Settings):
     def possible(cls, deployment: Deployment) -> bool:
         """On Linux, where another process can be limited, for servers that write."""
         return super().possible(deployment) and sys.platform == "linux" and deployment.servers[0].aof != "no"
+
+    @classmethod
+    def may_lose(cls, deployment: Deployment) -> bool:
+        """To PING it answers MISCONF as well, which to sentinels is no answer: they let a replica take over."""
+        return deployment.topology == "sentinel" and fails_over(deployment)
 
     def cause(self) -> str:
         """Fill the file to more than other files have, and let it not grow. The next write is the last one."""

@@ -104,7 +104,7 @@ class Deployment(ABC):
             if not server.running:
                 return f"{server} does not run"
         try:
-            return self._problem()
+            return self._problem() or next(filter(None, map(_unwritten, self.servers)), None)
         except RedisError as error:
             return f"a server does not answer: {error}"
         except UnsettledError as error:
@@ -150,6 +150,16 @@ class Deployment(ABC):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _unwritten(server: Node) -> str | None:
+    """What keeps a server from coming back with all that it has: a replica that was sent everything has to write its
+    append-only file anew first. Until then it also refuses to end itself.
+    """
+    said = server.info("persistence")
+    if "1" in (said["aof_rewrite_in_progress"], said["aof_rewrite_scheduled"]):
+        return f"{server} writes its append-only file anew"
+    return None
 
 
 def lagging(master: Node, replicas: list[Node], expected: int) -> str | None:
