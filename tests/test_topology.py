@@ -14,6 +14,7 @@ from redis.crc import key_slot
 
 from sandbox_redis import SandboxStore, StoreUnavailableError, topology
 from sandbox_redis.aio_lane import AsyncLane
+from sandbox_redis.concern import WriteConcern
 from sandbox_redis.errors import OutcomeUnknownError
 from sandbox_redis.exchange import Deadline, Exchange, Trace, asked
 from sandbox_redis.lane import Lane
@@ -402,7 +403,7 @@ def test_what_does_not_pass_in_time_is_raised_with_what_to_do(code):
 
 
 def trace():
-    return Trace("it", 0, ("k", "e"), "token", "0-0", 100)
+    return Trace("it", 0, ("k", "e"), "token", "0-0", 100, WriteConcern())
 
 
 ASK = ServerError("ASK", f"{SLOT} ::1:2")
@@ -491,7 +492,9 @@ def update(replies):
     store = SandboxStore("redis+cluster://a:1")
     session = store._operations
     layout = [[b"1", b"16", b"1000"]]
-    op = optimistic(session, "it", lambda status: status.__class__(status.state, 2, status.created_at_ns), deadline())
+    op = optimistic(
+        session, "it", lambda status: status.__class__(status.state, 2, status.created_at_ns), deadline(), None
+    )
     return played(op, [layout, [[]], *replies])
 
 
