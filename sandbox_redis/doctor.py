@@ -29,7 +29,7 @@ def doctor(
     """Look at the servers and at the whole store, and say what is wrong and what to do about it.
 
     It is exact also while agents write: what looks wrong is looked at again, at one moment, before it is reported. It
-    reads every record and every event, and holds none of them for long: about 300 bytes for each sandbox.
+    reads every record and every event, and holds none of them for long: it takes less than 1 KB for each sandbox.
 
     Args:
         repair: put each sandbox into exactly the indexes that its record belongs in, and take out entries that have no

@@ -223,11 +223,13 @@ class _Partition:
         self._suspect(missing[0] | missing[1])
 
     def _read_nodes(self, rest: set[bytes]) -> Op[None]:
-        named: set[bytes] = set()
-        if (yield from self._read_index(self.nodes.encode(), lambda node, _: named.add(node))):
+        named: dict[bytes, bytes] = {}
+        if (yield from self._read_index(self.nodes.encode(), named.__setitem__)):
             used = {node for _, node in self.facts.values() if node}
             indexed = {key[len(self.on_node) :] for key in rest if key.startswith(self.on_node)}
-            self.suspects |= dict.fromkeys(Suspect("node", b"", node) for node in (named ^ used) | (indexed - named))
+            scored = {node for node, score in named.items() if float(score) != 0}
+            suspects = (named.keys() ^ used) | (indexed - named.keys()) | scored
+            self.suspects |= dict.fromkeys(Suspect("node", b"", node) for node in suspects)
 
     def _read_index(self, key: bytes, look: Callable[[bytes, bytes], None]) -> Op[bool]:
         """Look at each entry, with its score; False for a key of another type."""
@@ -270,6 +272,6 @@ class _Partition:
     def _judged(self, suspect: Suspect, seen: list[Any]) -> Iterator[Finding]:
         layout, number = self.whole.layout, self.number
         if suspect.kind == "node":
-            used, known = (each is not None for each in seen)
-            return judge.node(layout, number, suspect.node, used=used, known=known)
+            some_id, score = seen
+            return judge.node(layout, number, suspect.node, score, used=some_id is not None)
         return judge.sandbox(layout, number, suspect.id, suspect.node, judge.view(seen), self.replay)

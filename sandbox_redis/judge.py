@@ -85,11 +85,14 @@ def sandbox(
     own = record.get(b"node", b"")
     if own:
         yield from _entry(layout.node(partition, text(own)), name, seen.on_node, belongs=True)
-        if seen.node_known is None:
-            nodes = layout.nodes(partition)
-            yield problem(nodes, f"{nodes} lacks {text(own)}", _REPAIR, repairable=True)
+        yield from node(layout, partition, own, seen.node_known, used=True)
     if asked and asked != own:
         yield from _entry(layout.node(partition, text(asked)), name, seen.asked, belongs=False)
+
+
+def node(layout: Keys, partition: int, raw: bytes, score: bytes | None, *, used: bool) -> Iterator[Finding]:
+    """What is wrong with one node in the set of nodes; `used` is whether it has sandboxes."""
+    return _entry(layout.nodes(partition), text(raw) or "''", score, belongs=used)
 
 
 def _entry(index: str, name: str, score: bytes | None, *, belongs: bool) -> Iterator[Finding]:
@@ -100,14 +103,6 @@ def _entry(index: str, name: str, score: bytes | None, *, belongs: bool) -> Iter
     elif score is not None and float(score) != 0:
         wrong = f"the index {index} has {name} with the score {text(score)}, and 0 is right"
         yield problem(index, wrong, _REPAIR, repairable=True)
-
-
-def node(layout: Keys, partition: int, raw: bytes, *, used: bool, known: bool) -> Iterator[Finding]:
-    """What is wrong with one node in the set of nodes."""
-    nodes = layout.nodes(partition)
-    if used != known:
-        wrong = f"{nodes} lacks {text(raw)}" if used else f"{nodes} has {text(raw)} without reason"
-        yield problem(nodes, wrong, _REPAIR, repairable=True)
 
 
 def wrong_type(key: str, wanted: str) -> Finding:

@@ -328,7 +328,7 @@ def test_damage_is_found_and_mended_while_agents_write(store, servers, backend, 
         assert {each.message for each in of_store(report)} == {
             f"the index {head}state:READY has ghost without reason",
             f"the index {head}state:NOTREADY lacks c",
-            f"{head}nodes has ghost-node without reason",
+            f"the index {head}nodes has ghost-node without reason",
         }
         mended = store.doctor(repair=True)
         assert of_store(mended) == []
