@@ -110,9 +110,10 @@ class Session:
         """When an operation that begins now gives up."""
         return Deadline(self.timeout if timeout is None else checks.seconds("timeout", timeout), time.monotonic)
 
-    def open(self, deadline: Deadline, *, write: bool = True) -> Op[keys.Keys]:
-        """How the store is laid out. Whoever writes first decides; who only reads leaves no trace."""
-        if (known := self._keys) is not None:  # read once: another thread may forget it
+    def open(self, deadline: Deadline, *, write: bool = True, new: tuple[int, int] | None = None) -> Op[keys.Keys]:
+        """How the store is laid out. Whoever writes first decides; who only reads leaves no trace. With `new`, numbers
+        for a new store, it is asked for in any case."""
+        if new is None and (known := self._keys) is not None:  # read once: another thread may forget it
             return known
         key = keys.meta(self.prefix)
         (reply,) = yield from self.exchange.ask(
@@ -122,7 +123,7 @@ class Session:
             self.seen.laid_out(None)
             if not write:
                 return keys.Keys(self.prefix, self._partitions, laid_out=False)
-            ours = (SCHEMA, self._partitions, self.maxlen)
+            ours = (SCHEMA, *(new or (self._partitions, self.maxlen)))
             reply = yield from self.exchange.run("meta", (key,), ours, deadline)
             reply = reply if isinstance(reply, ServerError) else reply[1:]
         if isinstance(reply, ServerError):

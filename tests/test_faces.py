@@ -26,6 +26,7 @@ from sandbox_redis import (
     ConflictError,
     DurabilityError,
     InvalidArgumentError,
+    LayoutError,
     Mirror,
     NotFoundError,
     OutcomeUnknownError,
@@ -121,6 +122,7 @@ def test_the_operations_of_asyncio_are_coroutines():
 ERRORS = {
     NotFoundError("it"): {"id": "it"},
     AlreadyExistsError("it", "READY"): {"id": "it", "state": "READY"},
+    LayoutError("sandbox", 16, 100): {"partitions": 16, "events_maxlen": 100},
     TransitionError("it", "INIT", "stop", "wait"): {"id": "it", "state": "INIT", "operation": "stop"},
     AmbiguousIDError("w", ("w-0", "w-1"), more=True): {"prefix": "w", "matches": ("w-0", "w-1")},
     WaitTimeoutError("it", 1.5, "READY"): {"id": "it", "seconds": 1.5},
@@ -208,12 +210,11 @@ def imports(name: str, *, lazily: bool = False) -> set[str]:
 
 LAYERS = [
     {"errors", "states", "wire", "findings"},
-    {"checks", "keys", "scripts", "tls"},
+    {"checks", "keys", "scripts", "tls", "topology"},
     {"concern", "seen"},
     {"record", "exchange", "faces"},
     {"replay"},
     {"judge"},
-    {"topology"},
     {"session", "in_step", "selection"},
     {"transaction", "listing"},
     {"follow"},
