@@ -52,17 +52,13 @@ class Vitals:
 
 def servers(operations: Operations, layout: Keys, *, timeout: float | None = None) -> Op[list[int]]:
     """Partitions, one of each server; of some server more than one where nobody says which server it is."""
-    seen: dict[str, int] = {}
-    if layout.partitions == 1:
+    if layout.partitions == 1 or not operations.split:
         return [0]
+    seen: dict[str, int] = {}
     for partition in range(layout.partitions):
         commands = (("INFO", "server"),)
         (reply,) = yield from _ask(operations, layout.events(partition), commands, operations.deadline(timeout))
-        said = _lines(reply)
-        run_id = said.get("run_id", "")
-        if run_id and said.get("redis_mode") != "cluster":
-            return [0]
-        seen.setdefault(run_id or str(partition), partition)
+        seen.setdefault(_lines(reply).get("run_id") or str(partition), partition)
     return list(seen.values())
 
 
