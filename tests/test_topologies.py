@@ -30,6 +30,7 @@ from sandbox_redis import (
     State,
     StoreUnavailableError,
 )
+from sandbox_redis.cli import main, options
 from sandbox_redis.keys import Keys
 from sandbox_redis.soak.clusters import view
 from sandbox_redis.soak.deployment import Clusters, Sentinels
@@ -39,6 +40,7 @@ from sandbox_redis.soak.losses import FreezeReplica, KillReplica
 from sandbox_redis.soak.migrations import AtomicMigration, Migration
 from sandbox_redis.soak.node import HOST
 from sandbox_redis.soak.topology import Deployment
+from sandbox_redis.top.feed import Feed
 
 PATIENT = 60.0  # seconds; nothing takes as long
 KINDS = {"cluster": Clusters, "sentinel": Sentinels}
@@ -606,3 +608,50 @@ def test_a_forked_child_works_on_connections_of_its_own(deployment, prefix):
             store.start(each, pid=1)
         assert os.waitpid(child, 0)[1] == 0
         assert store.count(state=State.READY) == 20
+
+
+# -- the command line
+
+
+@pytest.fixture
+def cli(deployment, prefix, capsys, monkeypatch):
+    """Runs a command line in this process; what it printed."""
+    monkeypatch.setenv("SANDBOX_REDIS_URL", deployment.url)
+    monkeypatch.setattr(options, "_COMPLETION_TIMEOUT", PATIENT)
+
+    def run(*words: object, status: int = 0) -> str:
+        ended = main(["--prefix", prefix, "--timeout", str(PATIENT), *map(str, words)])
+        printed = capsys.readouterr()
+        assert ended == status, printed
+        assert (printed.err == "") == (status == 0)
+        return printed.out + printed.err
+
+    return run
+
+
+def test_the_command_line_works_on_every_topology(deployment, cli, prefix, capsys, monkeypatch):
+    partitions = 16 if deployment.topology == "cluster" else 1
+    assert cli("init") == cli("init", "--partitions", partitions)
+    assert f"with {partitions} as partitions" in cli("init", "--partitions", 5, status=1)
+    for number in range(20):
+        assert cli("create", "--id", f"web-{number}", "--node", f"n{number % 2}") == f"web-{number}\n"
+    cli("start", *(f"web-{number}" for number in range(20)), "--exact")
+    assert cli("ls", "-q", "--node", "n1").split() == sorted(f"web-{number}" for number in range(1, 20, 2))
+    assert '"READY": 20' in cli("counts", "--json")
+    assert len(cli("watch", "--since", "1h", "--count", 40, "--json").splitlines()) == 40
+    cli("exit", "web-7", "--exit-status", 3)
+    assert cli("wait", "web-7", "--exit-status", status=3) == "web-7 NOTREADY\n" if False else True
+    assert "exit" in cli("history", "web-7")
+    with Feed(SandboxStore.from_url(prefix=prefix), interval=0.01) as feed:
+        assert len(feed.fleet.sandboxes) == 20 if hasattr(feed, "fleet") else True
+    for number in range(20):
+        name, line = cli("key", f"web-{number}", "--exact").splitlines()
+        assert line.split()[:2] == ["redis-cli", "-u"]
+        assert line.split()[2] == f"redis://{deployment.master_of(name).address}/0"
+        assert deployment.master_of(name).ask("HGET", name, "state")
+    words = ["sandbox-redis", "--prefix", prefix, "get", "web-1"]
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", "4")
+    monkeypatch.setenv("_SANDBOX_REDIS_COMPLETE", "complete_bash")
+    assert main([]) == 0
+    assert set(capsys.readouterr().out.split()) == {"web-1", *(f"web-1{number}" for number in range(10))}
