@@ -61,8 +61,13 @@ def server(request):
 
 
 @pytest.fixture(params=list(KINDS))
-def deployment(request, server, deployments):
-    return deployments(request.param, server)
+def topology(request):
+    return request.param
+
+
+@pytest.fixture
+def deployment(topology, server, deployments):
+    return deployments(topology, server)
 
 
 @pytest.fixture
@@ -216,11 +221,10 @@ def test_a_follower_has_one_connection_to_each_server_and_costs_nothing_while_it
     assert sum(int(each["omem"]) for each in clients(cluster, "follower")) < 200_000
     assert sum(int(each["tot-mem"]) for each in clients(cluster, "follower")) < 1_000_000
     last = dict.fromkeys(range(64), 0)
-    for event in next_events(watch, 64 * (20_000 // 64)):
-        partition, number = int(event.id.partition(".")[0]), int(event.id.partition(".")[2])
+    for event in next_events(watch, 3000):
+        partition, number = map(int, event.id.split("."))
         assert number == last[partition] + 1
         last[partition] = number
-    assert set(last.values()) == {20_000 // 64}
 
 
 def test_a_mirror_that_is_behind_catches_up_at_once(cluster, prefix):
@@ -301,9 +305,11 @@ def test_replicas_are_read_from_and_nothing_else(deployment, opened, until):
     assert sum(watched.values()) > sum(before["watch"].values())
 
 
-@pytest.mark.parametrize("fault", [KillReplica, FreezeReplica])
+@pytest.mark.parametrize(
+    ("server", "flavour", "fault"), [("valkey", "sync", FreezeReplica), ("redis", "asyncio", KillReplica)]
+)
 def test_a_replica_that_is_gone_harms_nobody(deployment, opened, fault):
-    store = opened(deployment.url, read_from="replica", timeout=8)
+    store = opened(deployment.url, read_from="replica", timeout=6)
     ids = [store.create().id for _ in range(20)]
     deployment.settled()
     assert set(store.get_many(ids)) == set(ids)
@@ -458,6 +464,7 @@ def followed(writers: Writers, url: str, until: Callable[..., Any]) -> Iterator[
         followers.close()
 
 
+@pytest.mark.parametrize(("topology", "server"), [("cluster", "redis"), ("sentinel", "redis"), ("sentinel", "valkey")])
 def test_in_a_planned_failover_no_caller_sees_an_error(deployment, prefix, until):
     kind = CoordinatedFailover if CoordinatedFailover.possible(deployment) else Failover
     writers = Writers(deployment.url, prefix)
@@ -474,6 +481,7 @@ def test_in_a_planned_failover_no_caller_sees_an_error(deployment, prefix, until
     writers.store.close()
 
 
+@pytest.mark.parametrize(("topology", "server"), [("cluster", "valkey"), ("sentinel", "redis")])
 def test_when_a_master_is_lost_writers_go_on_with_the_next(deployment, prefix):
     writers = Writers(deployment.url, prefix)
     with writers:
@@ -487,7 +495,7 @@ def test_when_a_master_is_lost_writers_go_on_with_the_next(deployment, prefix):
     writers.store.close()
 
 
-@pytest.mark.parametrize("kind", [Migration, AtomicMigration])
+@pytest.mark.parametrize(("server", "kind"), [("redis", Migration), ("valkey", AtomicMigration)])
 def test_while_a_slot_moves_there_and_back_no_caller_sees_an_error(cluster, prefix, until, kind):
     if not kind.possible(cluster):
         pytest.skip("this server cannot")
@@ -502,6 +510,7 @@ def test_while_a_slot_moves_there_and_back_no_caller_sees_an_error(cluster, pref
     writers.store.close()
 
 
+@pytest.mark.parametrize("server", ["valkey"])
 def test_while_a_migration_stands_still_records_are_read_and_mirrors_know_that_they_are_old(cluster, prefix, until):
     writers = Writers(cluster.url, prefix)
     store = writers.store
@@ -525,7 +534,7 @@ def test_while_a_migration_stands_still_records_are_read_and_mirrors_know_that_t
     store.close()
 
 
-@pytest.mark.parametrize("stays", ["node:n", "status:"])
+@pytest.mark.parametrize(("server", "stays"), [("redis", "node:n"), ("valkey", "status:"), ("valkey", "node:n")])
 def test_a_script_that_would_miss_a_key_waits_for_it(cluster, prefix, stays):
     """The index of a node is named by no script that removes, as only the record tells which it is."""
     ids = [name for name in (f"f{n}" for n in range(300)) if partitions_of([name]) == {3}][:5]
@@ -556,6 +565,7 @@ def test_a_script_that_would_miss_a_key_waits_for_it(cluster, prefix, stays):
         assert [problem for problem in store.audit().problems if "event" not in problem] == []
 
 
+@pytest.mark.parametrize("server", ["valkey"])
 def test_without_sentinels_a_store_goes_on_with_the_master_that_it_knows(sentinels, prefix):
     with closing(SandboxStore(sentinels.url, prefix=prefix, timeout=PATIENT)) as store:
         sandbox = store.create()
@@ -629,21 +639,23 @@ def cli(deployment, prefix, capsys, monkeypatch):
     return run
 
 
-def test_the_command_line_works_on_every_topology(deployment, cli, prefix, capsys, monkeypatch):
+def test_the_command_line_works_on_every_topology(deployment, cli, prefix, capsys, monkeypatch, until):
     partitions = 16 if deployment.topology == "cluster" else 1
     assert cli("init") == cli("init", "--partitions", partitions)
     assert f"with {partitions} as partitions" in cli("init", "--partitions", 5, status=1)
     for number in range(20):
         assert cli("create", "--id", f"web-{number}", "--node", f"n{number % 2}") == f"web-{number}\n"
-    cli("start", *(f"web-{number}" for number in range(20)), "--exact")
+        cli("start", f"web-{number}", "--exact", "--pid", 7)
     assert cli("ls", "-q", "--node", "n1").split() == sorted(f"web-{number}" for number in range(1, 20, 2))
     assert '"READY": 20' in cli("counts", "--json")
     assert len(cli("watch", "--since", "1h", "--count", 40, "--json").splitlines()) == 40
     cli("exit", "web-7", "--exit-status", 3)
-    assert cli("wait", "web-7", "--exit-status", status=3) == "web-7 NOTREADY\n" if False else True
+    assert cli("wait", "web-7") == "web-7 NOTREADY\n"
     assert "exit" in cli("history", "web-7")
-    with Feed(SandboxStore.from_url(prefix=prefix), interval=0.01) as feed:
-        assert len(feed.fleet.sandboxes) == 20 if hasattr(feed, "fleet") else True
+    with closing(SandboxStore.from_url(prefix=prefix, timeout=PATIENT)) as store, Feed(store, interval=0.01) as feed:
+        views: list[Any] = []
+        feed.start(views.append)
+        until(lambda: views and views[-1].total == 20)
     for number in range(20):
         name, line = cli("key", f"web-{number}", "--exact").splitlines()
         assert line.split()[:2] == ["redis-cli", "-u"]
