@@ -227,6 +227,18 @@ def test_a_follower_has_one_connection_to_each_server_and_costs_nothing_while_it
         last[partition] = number
 
 
+def test_a_watch_that_nobody_holds_any_more_leaves_no_connection(cluster, prefix, until):
+    with closing(SandboxStore(cluster.url, prefix=prefix, timeout=PATIENT, agent=prefix)) as store:
+        store.init()
+        watch = store.watch()
+        store.create()
+        assert next(watch).transition == "create"
+        assert len(clients(cluster, prefix)) >= 3
+        del watch
+        store.close()
+        until(lambda: clients(cluster, prefix) == [])
+
+
 def test_a_mirror_that_is_behind_catches_up_at_once(cluster, prefix):
     with (
         closing(SandboxStore(cluster.url, prefix=prefix, timeout=PATIENT)) as store,
@@ -519,13 +531,13 @@ def test_while_a_migration_stands_still_records_are_read_and_mirrors_know_that_t
         store.create(sandbox_id=each, node="n")
     with followed(writers, cluster.url, until):
         with store.mirror(heartbeat=0.2, states=list(State)) as mirror:
-            with happens(Migration, cluster):
-                began = time.monotonic()
+            with happens(Migration, cluster) as fault:
+                events = store._operations._keys.events(3)
+                fault._source.ask("MIGRATE", HOST, fault._target.port, events, 0, 5000)  # if it is still there
                 assert set(store.get_many(fillers)) == set(fillers)
                 for each in fillers:
                     assert store.get(each).status.state is State.INIT
                 until(lambda: mirror.age > 1)
-                assert time.monotonic() - began > 0.5
                 assert mirror.get(fillers[0]).status.state is State.INIT
             until(lambda: mirror.age < 1)
         writers.go_on()
@@ -639,24 +651,25 @@ def cli(deployment, prefix, capsys, monkeypatch):
     return run
 
 
+@pytest.mark.parametrize(("topology", "server"), [("cluster", "valkey"), ("sentinel", "redis")])
 def test_the_command_line_works_on_every_topology(deployment, cli, prefix, capsys, monkeypatch, until):
     partitions = 16 if deployment.topology == "cluster" else 1
     assert cli("init") == cli("init", "--partitions", partitions)
     assert f"with {partitions} as partitions" in cli("init", "--partitions", 5, status=1)
-    for number in range(20):
+    for number in range(10):
         assert cli("create", "--id", f"web-{number}", "--node", f"n{number % 2}") == f"web-{number}\n"
         cli("start", f"web-{number}", "--exact", "--pid", 7)
-    assert cli("ls", "-q", "--node", "n1").split() == sorted(f"web-{number}" for number in range(1, 20, 2))
-    assert '"READY": 20' in cli("counts", "--json")
-    assert len(cli("watch", "--since", "1h", "--count", 40, "--json").splitlines()) == 40
+    assert set(cli("ls", "-q", "--node", "n1").split()) == {f"web-{number}" for number in range(1, 10, 2)}
+    assert '"READY": 10' in cli("counts", "--json")
+    assert len(cli("watch", "--since", "1h", "--count", 20, "--json").splitlines()) == 20
     cli("exit", "web-7", "--exit-status", 3)
     assert cli("wait", "web-7") == "web-7 NOTREADY\n"
     assert "exit" in cli("history", "web-7")
     with closing(SandboxStore.from_url(prefix=prefix, timeout=PATIENT)) as store, Feed(store, interval=0.01) as feed:
         views: list[Any] = []
         feed.start(views.append)
-        until(lambda: views and views[-1].total == 20)
-    for number in range(20):
+        until(lambda: views and views[-1].total == 10)
+    for number in range(10):
         name, line = cli("key", f"web-{number}", "--exact").splitlines()
         assert line.split()[:2] == ["redis-cli", "-u"]
         assert line.split()[2] == f"redis://{deployment.master_of(name).address}/0"
@@ -666,4 +679,4 @@ def test_the_command_line_works_on_every_topology(deployment, cli, prefix, capsy
     monkeypatch.setenv("COMP_CWORD", "4")
     monkeypatch.setenv("_SANDBOX_REDIS_COMPLETE", "complete_bash")
     assert main([]) == 0
-    assert set(capsys.readouterr().out.split()) == {"web-1", *(f"web-1{number}" for number in range(10))}
+    assert set(capsys.readouterr().out.split()) == {"web-1"}
