@@ -192,7 +192,7 @@ class Tap:
         packets: dict[Pool, list[Command]] = {}
         for n in this.asked:
             key, commands = this.hear.questions[n]
-            pool = self._lane.pool(Send(key, (), this.hear.timeout))
+            pool = self._lane.pool(Send(key, (), this.hear.timeout), self._line())
             link = self._links.get(pool) or self._connect(pool, this.hear.timeout)
             link.asked.append((n, len(commands)))
             link.missing += len(commands)

@@ -32,6 +32,7 @@ from sandbox_redis import (
 )
 from sandbox_redis.cli import main, options
 from sandbox_redis.keys import Keys
+from sandbox_redis.lane import LOOK_MAX
 from sandbox_redis.soak.clusters import view
 from sandbox_redis.soak.deployment import Clusters, Sentinels
 from sandbox_redis.soak.failovers import CoordinatedFailover, Failover, LoseMaster
@@ -41,6 +42,7 @@ from sandbox_redis.soak.migrations import AtomicMigration, Migration
 from sandbox_redis.soak.node import HOST
 from sandbox_redis.soak.topology import Deployment
 from sandbox_redis.top.feed import Feed
+from sandbox_redis.wire import ServerError
 
 PATIENT = 60.0  # seconds; nothing takes as long
 KINDS = {"cluster": Clusters, "sentinel": Sentinels}
@@ -280,6 +282,32 @@ def test_closing_a_watch_ends_it_at_once(cluster, prefix):
             assert (await anext(watch)).transition == "start"  # it goes on
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("server", ["redis"])
+def test_closing_a_watch_ends_it_at_once_also_while_it_looks_for_the_servers(sentinels, prefix, until):
+    store = SandboxStore(sentinels.url, prefix=prefix, timeout=PATIENT)
+    store.create(sandbox_id="it")
+    watch = store.watch()
+    thread = threading.Thread(target=lambda: list(watch))
+    thread.start()
+    try:
+        for node in sentinels.sentinels:
+            os.kill(node.pid, signal.SIGSTOP)
+        store._lane.topology.heard(ServerError("READONLY", "no"))
+        for node in sentinels.servers:
+            node.ask("CLIENT", "KILL", "TYPE", "normal")
+        until(lambda: store._lane.topology.at("k") is None)
+        began = time.monotonic()
+        watch.close()
+        thread.join(PATIENT)
+        assert not thread.is_alive()
+        assert time.monotonic() - began < LOOK_MAX
+    finally:
+        for node in sentinels.sentinels:
+            os.kill(node.pid, signal.SIGCONT)
+        sentinels.settled()
+    store.close()
 
 
 # -- replicas
