@@ -101,8 +101,8 @@ class LayoutError(SandboxError):
 
     def __init__(self, prefix: str, partitions: int, events_maxlen: int) -> None:
         super().__init__(
-            f"the store {prefix!r} exists already, with {partitions} partitions of about {events_maxlen} events: that"
-            " is for good; take these numbers, or another prefix",
+            f"the store {prefix!r} exists already, with {partitions} as partitions and {events_maxlen} as"
+            " events_maxlen: that is for good; take these numbers, or another prefix",
             partitions=partitions,
             events_maxlen=events_maxlen,
         )
