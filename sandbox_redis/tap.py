@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 
-from sandbox_redis.connect import pack
 from sandbox_redis.lane import Lane
 from sandbox_redis.pool import Leased, Pool
+from sandbox_redis.replies import pack
 from sandbox_redis.tail import Raw, wait
 from sandbox_redis.wire import Command, Hear, Lost, Question, Send, ServerError, Unsent
 
