@@ -27,6 +27,7 @@ from sandbox_redis import (
     NotFoundError,
     OutcomeUnknownError,
     SandboxStore,
+    Severity,
     State,
     StoreUnavailableError,
 )
@@ -153,6 +154,24 @@ def test_every_operation_works_over_all_partitions(deployment, opened):
     audit = store.audit()
     assert audit.problems == []
     assert len(audit.sandboxes) == 58
+
+
+def test_a_doctor_asks_each_master_once_and_knows_its_replicas(deployment, opened, prefix):
+    store = opened(deployment.url)
+    for n in range(40):
+        store.create(sandbox_id=f"web-{n}", node=f"node-{n % 7}")
+    masters = {deployment.master_of(f"{prefix}:{{{number}}}:events").port for number in range(16)}
+    findings = store.doctor().findings
+    wrong = {each.subject.split()[-1] for each in findings if each.severity.rank > Severity.NOTE.rank}
+    assert wrong == {"persistence"}  # these servers are for tests: they keep nothing on the disk
+    asked = [each for each in findings if each.subject.endswith("version")]
+    assert len(asked) == len(masters)
+    if len(masters) > 1:
+        assert {int(each.subject.split()[0].rpartition(":")[2]) for each in asked} == masters
+    said = [each.message.split()[1].rstrip(",") for each in findings if each.subject.endswith("replication")]
+    replicas = [server.address for server in deployment.servers if server.port not in masters]
+    assert sorted(said) == sorted(replicas)
+    assert findings[-1].message == "40 sandboxes and 40 events, and all of it fits together"
 
 
 def test_followers_hear_everything_from_all_partitions(deployment, opened):
