@@ -133,9 +133,9 @@ class World:
         glimpse = Glimpse(sandbox_id, self.revisions.get(sandbox_id, ""), at, at + 1)
         self.mirror.glimpses.append(glimpse)
 
-    def report(self, losses=None):
+    def report(self, losses=None, write_losses=None):
         everybody = [*self.histories.values(), self.watcher, self.mirror]
-        return check(everybody, [self.changes], records=self.records, losses=losses)
+        return check(everybody, [self.changes], records=self.records, losses=losses, write_losses=write_losses)
 
     def told(self, operation=None, outcome=Outcome.OK, *, wrote=True):
         """The calls that were told so, oldest first."""
@@ -163,8 +163,8 @@ def world():
     return made
 
 
-def faults(world, losses=None):
-    return set(world.report(losses).found)
+def faults(world, losses=None, write_losses=None):
+    return set(world.report(losses, write_losses).found)
 
 
 @given(seed=st.integers(0, 2**64), agents=st.integers(1, 8), ids=st.integers(1, 4))
@@ -390,8 +390,12 @@ def test_what_was_lost_with_the_servers_data_is_counted(world):
     world.histories[call.agent].calls.append(lost)
     assert faults(world) == {Fault.LOST}
     assert faults(world, Losses([(0, call.end)])) == {Fault.LOST}  # it was asked for when the fault was over
-    report = world.report(Losses([(lost.end + 100, lost.end + 200)]))
+    # All servers had it, and only then one was lost.
+    assert faults(world, Losses([(lost.end + 100, lost.end + 200)])) == {Fault.LOST}
+    losses = Losses([(lost.start + 10, lost.end + 200)])
+    report = world.report(losses)
     assert (report.violations, report.lost_writes) == ([], 1)
+    assert faults(world, losses, Losses()) == {Fault.LOST}, "it had been acknowledged with a write concern"
 
 
 def test_violations_are_readable(world):

@@ -78,8 +78,8 @@ class Report:
 
 
 class Losses:
-    """The times in which the server may have lost data that it had confirmed: (from, to) of failovers and crashes, in
-    nanoseconds. Empty where it must lose none."""
+    """The times in which a server may have lost what it had acknowledged in them: (from, to) of failovers and crashes,
+    in nanoseconds. Empty where it must lose none."""
 
     def __init__(self, windows: Iterable[tuple[int, int]] = ()) -> None:
         self._windows = sorted(windows)
