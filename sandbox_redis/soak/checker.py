@@ -18,6 +18,7 @@ from sandbox_redis.soak.history import OPEN, UNWRITTEN, Call, History, Outcome
 from sandbox_redis.soak.model import Change, effect, may_refuse, state_of, transitions
 from sandbox_redis.soak.report import Fault, Losses, Report
 from sandbox_redis.soak.sights import Sights
+from sandbox_redis.soak.surveys import surveyed
 from sandbox_redis.soak.timeline import Timeline
 from sandbox_redis.states import ABSENT
 
@@ -64,6 +65,7 @@ def check(
     for history in histories:
         sights.watches(history)
         sights.glimpses(history)
+        surveyed(report, losses, lines, history)
         if history.final is not None and records is not None:
             sights.final(history, {sandbox_id: record.revision for sandbox_id, record in records.items()})
     return report

@@ -17,7 +17,7 @@ from sandbox_redis.soak.report import Fault, Losses, Report, Violation
 PLANNED: Final = frozenset({"failover", "coordinated-failover", "migration", "atomic-migration"})
 """The faults that an operator asks for, so that callers should meet no error."""
 _ERRORS: Final = frozenset({Outcome.UNAVAILABLE, Outcome.UNKNOWN, Outcome.FAILED})
-_DEFINITE: Final = UNWRITTEN | {Outcome.OK}
+_DEFINITE: Final = UNWRITTEN | {Outcome.OK, Outcome.UNDURABLE}
 _SECOND: Final = 10**9  # nanoseconds
 
 

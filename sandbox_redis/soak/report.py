@@ -36,6 +36,8 @@ class Fault(StrEnum):
     """A watch passed over it."""
     REPEATED = "repeated event"
     """A watch told it twice, or in the wrong order."""
+    SURVEY = "wrong listing"
+    """A listing or a count lacks what was there all the time, or tells what never was, or twice."""
     MIRROR = "wrong mirror"
     """A mirror went back, or told what never was."""
     ERROR = "unexpected error"
