@@ -34,7 +34,7 @@ class Lane:
         self._way = way
         self._pools: dict[Place, Pool] = {}
         self.on_loss: Callable[[], None] = lambda: None
-        """Called when a connection failed: the next one may lead to another server, or to an empty one."""
+        """Called when a connection failed, or another server became the master: it may lack what was seen."""
 
     def pool(self, send: Send, line: _Line | None = None) -> Pool:
         """The connections to the server that a packet goes to; closing `line` ends a look for it.
@@ -94,7 +94,9 @@ class Lane:
         while True:
             try:
                 place, command = looking.send(reply)
-            except StopIteration:
+            except StopIteration as stop:
+                if stop.value:
+                    self.on_loss()
                 break
             if isinstance(reply, Failure) and time.monotonic() >= end:
                 raise reply

@@ -17,6 +17,8 @@ from sandbox_redis.wire import TRANSIENT, Command, Failure, ServerError, Unsent
 SLOTS: Final = 16_384
 PARTITIONS: Final = 16  # of a store on a cluster, unless it is said otherwise
 SHUNNED: Final = 5.0  # seconds that nothing is read from a replica that did not answer
+CHECKED: Final = 1.0  # seconds; a Sentinel is asked no sooner again whether the master is still the same
+MUTE: Final = 60.0  # seconds that a Sentinel which did not answer is not asked that
 _MOVING: Final = TRANSIENT | {"READONLY"}  # where another server becomes the master
 _UNNAMED: Final = (None, b"", b"?")  # how a node is called that does not know its own name
 
@@ -38,8 +40,10 @@ class Ask(NamedTuple):
     command: Command
 
 
-Looking = Generator[Ask, Any, None]
-"""Gets the reply to each `Ask`, or its `Failure`."""
+Looking = Generator[Ask, Any, bool]
+"""Gets the reply to each `Ask`, or its `Failure`. Gives whether another server is the master than the one that was
+known, which has not failed.
+"""
 
 
 class Topology(Protocol):
@@ -91,6 +95,7 @@ class Single:
     def look(self) -> Looking:
         """As `Topology.look`: there is nothing to look for."""
         yield from ()
+        return False
 
     def heard(self, why: ServerError | Failure) -> None:
         """As `Topology.heard`."""
@@ -143,7 +148,11 @@ class _Several:
 
 
 class Sentinels(_Several):
-    """The master of a service, and its replicas, as Sentinels know them."""
+    """The master of a service, and its replicas, as Sentinels know them.
+
+    A master that was frozen, cut off or restarted may go on as a second one for seconds after another was elected, and
+    what it is told then is lost. So a Sentinel is asked every now and then.
+    """
 
     partitions = 1
     split = False
@@ -154,15 +163,54 @@ class Sentinels(_Several):
         self._sentinels = [Place(sentinel, "sentinel") for sentinel in sentinels]
         self._master: Place | None = None
         self._replica: Place | None = None
+        self._check = math.inf  # when a Sentinel is to be asked again
 
     def at(self, key: str, *, replica: bool = False) -> Place | None:
         """As `Topology.at`."""
+        now = time.monotonic()
+        if now >= self._check:
+            return None
         if not replica:
             return self._master
-        return self._replica if time.monotonic() < self._again else None
+        return self._replica if now < self._again else None
 
     def look(self) -> Looking:
         """As `Topology.look`."""
+        now = time.monotonic()
+        known, self._check = self._master, now + CHECKED
+        if known is not None and now < self._again:
+            return (yield from self._compare(known))
+        yield from self._find()
+        return False
+
+    def _compare(self, known: Place) -> Generator[Ask, Any, bool]:
+        """Ask one Sentinel whether the master is still this one, and if not, the others: most of them must name
+        another, since one alone may be cut off, with the master or without it. No answer changes nothing."""
+        question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
+        votes: dict[str, int] = {}
+        sentinels = [self._usable(self._sentinels)]
+        for sentinel in sentinels:
+            if sentinel is None:
+                break
+            reply = yield Ask(sentinel, question)
+            if isinstance(reply, Failure):
+                self._shunned[sentinel] = time.monotonic() + MUTE
+            elif reply and not isinstance(reply, ServerError):
+                named = address(*reply)
+                votes[named] = votes.get(named, 0) + 1
+                if named == known.address:
+                    break
+                if len(sentinels) == 1:
+                    sentinels += [each for each in self._sentinels if each is not sentinel]
+                if votes[named] > len(self._sentinels) / 2:
+                    if self._master is known:  # nobody has found out meanwhile
+                        self._master = self._replica = Place(named, "master")
+                        self._again = time.monotonic()  # its replicas are others
+                    return True
+        return False
+
+    def _find(self) -> Generator[Ask, Any, None]:
+        """Ask for the master and the replicas."""
         unknown = _unsent(self.address, f"they know no service {self.service!r}", "UNREACHABLE", hopeless=True)
         question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
         _, master = yield from self._ask(self._sentinels, question, unknown)
@@ -239,6 +287,7 @@ class Cluster(_Several):
         random.shuffle(nodes)  # each client asks another one, and each time
         _put_last(nodes, asked.address)
         self._nodes, self._stale = nodes, False
+        return False
 
     def heard(self, why: ServerError | Failure) -> None:
         """As `Topology.heard`."""

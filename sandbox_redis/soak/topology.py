@@ -72,6 +72,14 @@ class Deployment(ABC):
             UnsettledError: there is none now.
         """
 
+    def reign(self) -> str:
+        """What is another when another server has become a master.
+
+        Raises:
+            redis.RedisError: a server does not answer.
+        """
+        return ""
+
     def run(self, server: Node) -> None:
         """Run a server that was stopped; returns when it answers.
 
