@@ -60,7 +60,8 @@ class Recipes:
         pipe = self.client.pipeline(transaction=False)
         sha = script("start").sha
         for sandbox_id in sandbox_ids:
-            pipe.evalsha(sha, 6, *self.keys.change(sandbox_id), *self.args(sandbox_id, pid))
+            keys = self.keys.change(sandbox_id)
+            pipe.evalsha(sha, len(keys), *keys, *self.args(sandbox_id, pid))
         return pipe.execute()
 
 
