@@ -22,24 +22,22 @@ from sandbox_redis.soak.inside import changes, delete_store
 from sandbox_redis.soak.round import Plan
 from sandbox_redis.soak.run import run as run_soak
 
-SECONDS = 10.0  # of a soak, in which six or seven faults come
+SECONDS = 4.0  # of a soak, in which two or three faults come; `sandbox-redis soak` goes on for hours
 DEPLOYMENTS = {"standalone": Standalone, "sentinel": Sentinels, "cluster": Clusters}
 
 
-@pytest.mark.parametrize(
-    "topology, server_name",
-    [("standalone", "valkey"), ("standalone", "redis"), ("sentinel", "valkey"), ("cluster", "valkey")],
-)
+@pytest.mark.parametrize("server_name", ["valkey", "redis"])
+@pytest.mark.parametrize("topology", DEPLOYMENTS)
 def test_a_soak_finds_no_violation(topology, server_name):
     said = []
     with DEPLOYMENTS[topology](binary_of(server_name)) as deployment:
-        figures = run_soak(Plan(seconds=SECONDS, seed=1, agents=4), deployment.url, deployment, say=said.append)
+        figures = run_soak(Plan(seconds=SECONDS, seed=1, agents=2), deployment.url, deployment, say=said.append)
         for server in deployment.servers:
             with server.client() as client:
                 assert list(client.scan_iter("sandbox*")) == []
     assert figures.to_json()["violations"] == [] == figures.problems, "\n".join(said)
-    assert figures.faults.total() == len(said) >= 3
-    assert figures.outcomes["ok"] > 500
+    assert figures.faults.total() == len(said) >= 2
+    assert figures.outcomes["ok"] > 300
     assert figures.watched >= 2 * figures.events > 0 < figures.mirror_reads
     assert figures.double_applies == 0
     assert topology != "standalone" or figures.lost_writes == 0

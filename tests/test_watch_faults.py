@@ -782,6 +782,29 @@ def test_a_server_that_comes_back_older(flavour, own_server, tmp_path, written):
 
 
 @every_flavour
+@pytest.mark.parametrize("reconnects", [False, True])
+def test_an_event_of_another_master_with_the_same_number_is_not_taken_for_ours(flavour, own_server, reconnects):
+    """In a failover two servers may be the master for a while, and both count by milliseconds."""
+    server = own_server()
+    with opened(flavour, server.url) as store, SandboxStore.from_url(server.url) as other:
+        fill(other)
+        watch = store.watch()
+        place = other.stop("s1").revision
+        assert next(watch).revision == place
+        with redis.Redis.from_url(server.url) as looking:
+            key = "sandbox:{0}:events"
+            ((_, fields),) = looking.xrange(key, place, place)
+            with looking.pipeline(transaction=True) as pipeline:
+                pipeline.delete(key).xadd(key, fields | {"request": "another"}, place).execute()
+            other.stop("s2")
+            if reconnects:
+                looking.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(StoreRolledBackError):
+                take(watch, 100)
+        assert_over(watch)
+
+
+@every_flavour
 def test_a_server_that_comes_back_with_other_partitions(flavour, own_server):
     server = own_server()
     with opened(flavour, server.url, partitions=4) as store:

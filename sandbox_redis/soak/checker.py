@@ -217,6 +217,14 @@ class _Check:
                 self._lost(call)
             return None
         status = self.changes[number - 1].status
+        if call.status != status and self.losses.during(call.start, call.end):
+            # Two servers were the master, and gave one number to two events.
+            self.damaged = True
+            if call.operation in ("get", "port_forward"):
+                self.report.lost_sights += 1
+            else:
+                self._lost(call)
+            return None
         if call.status != status:
             told = f"was told {call.status} of revision {call.revision}"
             self.report.add(Fault.EFFECT, call.id, f"{call} {told}; its event says {status}")
