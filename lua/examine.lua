@@ -32,7 +32,8 @@ end
 
 local function look(kind, id, node)
   if kind == "node" then
-    return { ask("ZCARD", nodes .. node), ask("ZSCORE", all_nodes, node) }
+    local on_node = ask("ZCARD", nodes .. node)
+    return { on_node, ask("ZSCORE", all_nodes, node) }
   end
   local own = ask("HGET", records .. id, "node") or ""
   return {

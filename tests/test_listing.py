@@ -1187,7 +1187,7 @@ def test_a_wrong_number_of_a_node_breaks_nothing_and_goes_with_the_next_change_t
     else:
         client.zadd(key("nodes"), {"n": wrong, "ghost": wrong})
     assert store.counts().nodes == ({"n": int(1e300), "ghost": int(1e300)} if wrong == "1e300" else {})
-    (index,) = [each for each in store.audit().findings if " n " in each.message]
+    (index,) = [each for each in store.audit().findings if " n " in f"{each.message} "]
     assert index.repairable
     assert store.remove("a", force=True)
     assert store.counts().nodes["n"] == 2
