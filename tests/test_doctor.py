@@ -51,7 +51,8 @@ def right_indexes(client, head: str) -> dict[str, dict[bytes, float]]:
         right.setdefault(f"{head}state:{shown}", {})[raw] = 0.0
         if node:
             right.setdefault(f"{head}node:{node.decode()}", {})[raw] = 0.0
-            right.setdefault(f"{head}nodes", {})[node] = 0.0
+            on_nodes = right.setdefault(f"{head}nodes", {})
+            on_nodes[node] = on_nodes.get(node, 0.0) + 1
     return right
 
 
@@ -109,7 +110,7 @@ EDITS = st.tuples(
     st.sampled_from(["add", "remove"]),
     st.sampled_from([*(f"state:{state}" for state in State), "node:n1", "node:n2", "node:n9", "nodes"]),
     st.sampled_from(["a", "b", "c", "d", "ghost", "n1", "n2", "n9", b"\xff", ""]),
-    st.sampled_from([0, 0, 5]),
+    st.sampled_from([0, 0, 2, 5]),
 )
 
 
