@@ -468,7 +468,7 @@ class Agents:
         with SandboxStore.from_url(self.url, prefix=self.prefix, agent=name, partitions=2) as store:
             last = inside.traced(store)
             with HistoryLog(self.folder / f"{name}.history") as log:
-                course = (step for step in steps(name, random.Random(name)) if step[1])  # of one sandbox each
+                course = steps(name, random.Random(name))
                 for _, (operation, sandbox_id, args) in zip(range(number), course, strict=False):
                     with log.asking(operation, sandbox_id, **args) as asked:
                         try:

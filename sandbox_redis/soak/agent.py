@@ -52,19 +52,10 @@ _KINDS: Final = ("count", "count", "pid", "pid", "READY", "NOTREADY")  # of upda
 
 
 def steps(name: str, chance: random.Random) -> Iterator[Step]:
-    """What one thread or task of an agent does, without end."""
+    """What is done to one sandbox after the other, without end."""
     numbers = itertools.count(1)
     operations, weights = list(_WEIGHTS), list(_WEIGHTS.values())
     while True:
-        draw = chance.random()
-        some = chance.sample([*COUNTERS, *SHARED], chance.randint(*_MANY))
-        if draw < _SURVEYS:
-            yield chance.choice(("list", "get_many", "counts")), "", {"ids": some}
-            continue
-        if draw < _SURVEYS + _BATCHES:
-            drawn = [(chance.choices(operations, weights)[0], each) for each in some]
-            yield "batch", "", {"steps": [(each, to, _arguments(each, chance)) for each, to in drawn]}
-            continue
         draw = chance.random()
         if draw < _LIVES:
             yield from _life(f"{name.replace('/', '-')}-{next(numbers)}", chance)
@@ -72,8 +63,27 @@ def steps(name: str, chance: random.Random) -> Iterator[Step]:
             counter = chance.choice(COUNTERS)
             yield ("update", counter, {"kind": "count"}) if chance.random() < 0.7 else ("get", counter, {})
         else:
-            operation = chance.choices(operations, weights)[0]
-            yield operation, chance.choice(SHARED), _arguments(operation, chance)
+            yield _step(chance.choice(SHARED), chance, chance.choices(operations, weights)[0])
+
+
+def _with_many(name: str, chance: random.Random) -> Iterator[Step]:
+    """What one thread or task of an agent does: the same, and what concerns many sandboxes at once."""
+    operations, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+    for step in steps(name, chance):
+        yield step
+        draw = chance.random()
+        some = chance.sample([*COUNTERS, *SHARED], chance.randint(*_MANY))
+        if draw < _SURVEYS:
+            yield chance.choice(("list", "get_many", "counts")), "", {"ids": some}
+        elif draw < _SURVEYS + _BATCHES:
+            yield "batch", "", {"steps": [_step(each, chance, chance.choices(operations, weights)[0]) for each in some]}
+
+
+def _step(sandbox_id: str, chance: random.Random, operation: str) -> Step:
+    """Something with a sandbox that all share; counters are counted in only."""
+    if sandbox_id in COUNTERS:
+        return "update", sandbox_id, {"kind": "count"}
+    return operation, sandbox_id, _arguments(operation, chance)
 
 
 def _life(sandbox_id: str, chance: random.Random) -> Iterator[Step]:
@@ -195,7 +205,7 @@ def run_sync(part: Part, store: SandboxStore, log: HistoryLog) -> None:
     """Work until standard input closes."""
     last = traced(store)
     chance = part.chance()
-    for step in steps(part.name, chance):
+    for step in _with_many(part.name, chance):
         _carry_out(store, log, last, step)
         ended, _, _ = select.select([sys.stdin], [], [], chance.uniform(0, 2 * part.pause))
         if ended:
@@ -210,7 +220,7 @@ async def run_asyncio(part: Part, store: AsyncSandboxStore, log: HistoryLog) -> 
 
     async def work(number: int) -> None:
         chance = part.chance(number)
-        for step in steps(f"{part.name}-{number}", chance):
+        for step in _with_many(f"{part.name}-{number}", chance):
             await _carry_out_asyncio(store, log, last, step)
             with suppress(TimeoutError):
                 await asyncio.wait_for(ending.wait(), chance.uniform(0, 2 * part.pause))

@@ -154,7 +154,8 @@ class Round:
         ]
         names = [f"watch-{i + 1}" for i in range(plan.watches)] + [f"mirror-{i + 1}" for i in range(plan.mirrors)]
         return agents, [
-            crew.start("sandbox_redis.soak.observer", part(name, asyncio=name.endswith("2"))) for name in names
+            crew.start("sandbox_redis.soak.observer", part(name, asyncio=number % 2 == 1))
+            for number, name in enumerate(names)
         ]
 
     def _begin(self, crew: Crew) -> None:
