@@ -23,6 +23,7 @@ from sandbox_redis.scripts import script
 METADATA = Metadata(name="web-0", namespace="default", uid="8f3b1c5e", labels={"app": "web"}, runtime_handler="runc")
 END = "the-end"
 STATES = tuple(State)
+READY = Status(State.READY, pid=7, created_at_ns=1_795_446_463_281_389_235)
 OPERATIONS = ("create", "start", "get", "update", "stop", "exit", "remove")
 CYCLE = ("create", "start", "get", "stop", "remove")
 BATCH = 200
@@ -203,5 +204,5 @@ def press(url: str, prefix: str, batches: bool, barrier: Any, seconds: float, co
                             getattr(batch, operation)(sandbox_id=name, **given)
                 else:
                     getattr(store, operation)(sandbox_id=names[0], **given)
-                done += len(names)
+                done += len(names) if time.monotonic() < end else 0
         counts[index] = done
