@@ -66,8 +66,8 @@ def left(deployment) -> list[tuple[int, Path]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "server"),  # see below for the others
-    [("sentinel", "redis"), ("cluster", "redis"), ("cluster of one", "valkey"), ("cluster without replicas", "redis")],
+    ("kind", "server"),  # the others are started below, and in test_soak.py
+    [("cluster of one", "valkey"), ("cluster without replicas", "redis")],
 )
 def test_a_deployment_is_healthy_when_it_is_there_and_leaves_nothing_behind(kind, server):
     with MAKES[kind](binary_of(server)) as deployment:

@@ -22,7 +22,7 @@ from sandbox_redis.soak.inside import changes, delete_store
 from sandbox_redis.soak.round import Plan
 from sandbox_redis.soak.run import run as run_soak
 
-SECONDS = 4.0  # of a soak, in which two or three faults come; `sandbox-redis soak` goes on for hours
+SECONDS = 3.0  # of a soak, in which one or two faults come; `sandbox-redis soak` goes on for hours
 DEPLOYMENTS = {"standalone": Standalone, "sentinel": Sentinels, "cluster": Clusters}
 
 
