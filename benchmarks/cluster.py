@@ -42,6 +42,12 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=40, help="sandboxes in one turn")
     parser.add_argument("--seconds", type=float, default=5, help="of each load by many processes")
     parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument(
+        "--clock",
+        choices=("elapsed", "processor"),
+        default="elapsed",
+        help="of latency; the other is the caller's own time",
+    )
     parser.add_argument("--only", choices=("latency", "delay", "tasks", "throughput"))
     options = parser.parse_args()
     binary = options.binary or find_server()

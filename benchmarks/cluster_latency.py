@@ -26,6 +26,7 @@ from sandbox_redis.soak.topology import Deployment
 PREFIX = "bench"
 GOAL = "at most 1.15 x"
 BASE, ONE, THREE = "one server", "cluster of 1", "cluster of 3"
+CLOCKS = {"elapsed": time.perf_counter, "processor": time.process_time}
 Times = dict[str, dict[str, list[float]]]
 """What → where → the seconds of each turn."""
 
@@ -62,7 +63,8 @@ def latency(deployments: dict[str, Deployment], options: argparse.Namespace) -> 
     pin(deployments)
     for flavour in ("sync", "asyncio"):
         times = _calls(deployments, options) if flavour == "sync" else asyncio.run(_async_calls(deployments, options))
-        print(f"-- {flavour}, one caller, all on one processor")
+        what = "how long it waits" if options.clock == "elapsed" else "its own processor time"
+        print(f"-- {flavour}, one caller, all on one processor: {what}")
         header(BASE, ONE, "ratio", THREE, "ratio")
         for what, took in times.items():
             if BASE in took:
@@ -88,12 +90,12 @@ def _turns(options: argparse.Namespace, places: list[str]) -> list[tuple[list[st
 
 def _calls(deployments: dict[str, Deployment], options: argparse.Namespace) -> Times:
     times: Times = defaultdict(lambda: defaultdict(list))
+    clock = CLOCKS[options.clock]
     with ExitStack() as stack:
         stores = {
             name: stack.enter_context(SandboxStore(deployment.url, prefix=PREFIX))
             for name, deployment in deployments.items()
         }
-        mirrors = {name: stack.enter_context(store.mirror(node="node-0")) for name, store in stores.items()}
         client = stack.enter_context(redis.RedisCluster(host="127.0.0.1", port=deployments[THREE].servers[0].port))
         recipes = work.ClusterRecipes(client, PREFIX, options.partitions)
         reads: dict[str, Callable[[SandboxStore], Any]] = {
@@ -104,49 +106,53 @@ def _calls(deployments: dict[str, Deployment], options: argparse.Namespace) -> T
         for turn, (places, names) in enumerate(_turns(options, [*stores, "recipes"])):
             for place in places:
                 if place == "recipes":
-                    found = {f"{k} by recipe": v for k, v in work.recipe_life(stores[THREE], recipes, names).items()}
+                    found = {
+                        f"{k} by recipe": v for k, v in work.recipe_life(stores[THREE], recipes, names, clock).items()
+                    }
                     place = THREE + " by recipe"  # noqa: PLW2901 - what was measured, and where
                 else:
-                    store, mirror = stores[place], mirrors[place]
-                    found = work.life(store, names)
+                    store = stores[place]
+                    found = work.life(store, names, clock)
                     for what, read in reads.items():
-                        found[what] = _each(lambda read=read, store=store: read(store), 5)  # type: ignore[misc]
-                    mirror.get("old-7")
-                    found["mirror.get"] = _each(lambda mirror=mirror: mirror.get("old-7"), 1000)  # type: ignore[misc]
+                        found[what] = _each(lambda read=read, store=store: read(store), 5, clock)  # type: ignore[misc]
+                    with store.mirror(node="node-0") as mirror:  # not all the time: it would take in every change
+                        mirror.get("old-7")
+                        found["mirror.get"] = _each(lambda mirror=mirror: mirror.get("old-7"), 1000, clock)  # type: ignore[misc]
                 if turn:  # the first one warms up
                     for what, seconds in found.items():
                         times[what][place].append(seconds)
     return times
 
 
-def _each(call: Callable[[], Any], number: int) -> float:
-    start = time.perf_counter()
+def _each(call: Callable[[], Any], number: int, clock: work.Clock) -> float:
+    start = clock()
     for _ in range(number):
         call()
-    return (time.perf_counter() - start) / number
+    return (clock() - start) / number
 
 
 async def _async_calls(deployments: dict[str, Deployment], options: argparse.Namespace) -> Times:
     times: Times = defaultdict(lambda: defaultdict(list))
+    clock = CLOCKS[options.clock]
     stores = {name: AsyncSandboxStore(deployment.url, prefix=PREFIX) for name, deployment in deployments.items()}
     client = redis.asyncio.RedisCluster(host="127.0.0.1", port=deployments[THREE].servers[0].port)
     recipes = work.AsyncClusterRecipes(client, PREFIX, options.partitions)
     for turn, (places, names) in enumerate(_turns(options, [*stores, "recipes"])):
         for place in places:
             if place == "recipes":
-                found = await work.async_recipe_life(stores[THREE], recipes, names)
+                found = await work.async_recipe_life(stores[THREE], recipes, names, clock)
                 found, place = {f"{k} by recipe": v for k, v in found.items()}, THREE + " by recipe"  # noqa: PLW2901
             else:
                 store = stores[place]
-                found = await work.async_life(store, names)
+                found = await work.async_life(store, names, clock)
                 for what, read in {
                     "page()": lambda store: store.page(limit=100),
                     "counts": lambda s: s.counts(),
                 }.items():
-                    start = time.perf_counter()
+                    start = clock()
                     for _ in range(5):
                         await read(store)
-                    found[what] = (time.perf_counter() - start) / 5
+                    found[what] = (clock() - start) / 5
             if turn:
                 for what, seconds in found.items():
                     times[what][place].append(seconds)

@@ -21,6 +21,7 @@ from sandbox_redis.record import pairs, sandbox_from_fields, status_to_fields
 from sandbox_redis.scripts import script
 
 METADATA = Metadata(name="web-0", namespace="default", uid="8f3b1c5e", labels={"app": "web"}, runtime_handler="runc")
+Clock = Callable[[], float]
 END = "the-end"
 STATES = tuple(State)
 READY = Status(State.READY, pid=7, created_at_ns=1_795_446_463_281_389_235)
@@ -52,25 +53,25 @@ def steps(store: Any, names: list[str]) -> Iterator[tuple[str, list[Callable[[],
         yield operation, [partial(call, sandbox_id=name, **given) for name in chosen]
 
 
-def life(store: SandboxStore, names: list[str]) -> dict[str, float]:
+def life(store: SandboxStore, names: list[str], clock: Clock = time.perf_counter) -> dict[str, float]:
     """Carry the steps out; seconds of one operation of each kind."""
     took = {}
     for operation, calls in steps(store, names):
-        start = time.perf_counter()
+        start = clock()
         for call in calls:
             call()
-        took[operation] = (time.perf_counter() - start) / len(calls)
+        took[operation] = (clock() - start) / len(calls)
     return took
 
 
-async def async_life(store: AsyncSandboxStore, names: list[str]) -> dict[str, float]:
+async def async_life(store: AsyncSandboxStore, names: list[str], clock: Clock = time.perf_counter) -> dict[str, float]:
     """The same, in one task."""
     took = {}
     for operation, calls in steps(store, names):
-        start = time.perf_counter()
+        start = clock()
         for call in calls:
             await call()
-        took[operation] = (time.perf_counter() - start) / len(calls)
+        took[operation] = (clock() - start) / len(calls)
     return took
 
 
@@ -123,7 +124,9 @@ class AsyncClusterRecipes:
         return sandbox_from_fields(sandbox_id, command[2], pairs((await self.client.evalsha(*command))[1]))
 
 
-def recipe_life(store: SandboxStore, recipes: ClusterRecipes, names: list[str]) -> dict[str, float]:
+def recipe_life(
+    store: SandboxStore, recipes: ClusterRecipes, names: list[str], clock: Clock = time.perf_counter
+) -> dict[str, float]:
     """What of the lives the recipes can do; the rest is done by the store, and does not count."""
     took = {}
     with store.batch() as batch:
@@ -135,10 +138,10 @@ def recipe_life(store: SandboxStore, recipes: ClusterRecipes, names: list[str]) 
         "update": lambda name: recipes.update(name, bump),
     }
     for operation, call in calls.items():
-        start = time.perf_counter()
+        start = clock()
         for name in names:
             call(name)
-        took[operation] = (time.perf_counter() - start) / len(names)
+        took[operation] = (clock() - start) / len(names)
     with store.batch() as batch:
         for name in names:
             batch.remove(name, force=True)
@@ -146,7 +149,7 @@ def recipe_life(store: SandboxStore, recipes: ClusterRecipes, names: list[str]) 
 
 
 async def async_recipe_life(
-    store: AsyncSandboxStore, recipes: AsyncClusterRecipes, names: list[str]
+    store: AsyncSandboxStore, recipes: AsyncClusterRecipes, names: list[str], clock: Clock = time.perf_counter
 ) -> dict[str, float]:
     """The same, in one task."""
     took = {}
@@ -155,10 +158,10 @@ async def async_recipe_life(
             batch.create(sandbox_id=name, node="node-1", metadata=METADATA)
     calls: dict[str, Callable[[str], Any]] = {"start": lambda name: recipes.start(name, 7), "get": recipes.get}
     for operation, call in calls.items():
-        start = time.perf_counter()
+        start = clock()
         for name in names:
             await call(name)
-        took[operation] = (time.perf_counter() - start) / len(names)
+        took[operation] = (clock() - start) / len(names)
     async with store.batch() as batch:
         for name in names:
             batch.remove(name, force=True)
