@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import signal
 import socket
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -853,10 +854,15 @@ def test_closing_ends_a_watch_that_has_lost_its_connection(at, flavour, proxy, o
         watch = store.watch()
         other.stop("a")
         next(watch)
-        swallow = partial(proxy.fault, "swallow", {at})
+        swallows = threading.Event()
+
+        def swallow() -> None:
+            proxy.fault("swallow", {at})
+            swallows.set()
+
         proxy.fault("before", {0}, then=swallow)
         waiting = aside(next, watch, "over")
-        until(lambda: proxy._how == "swallow" and (proxy.fired or len(proxy.packets) > 5))
+        until(lambda: swallows.is_set() and (proxy.fired or len(proxy.packets) > 5))
         assert_closes(watch, waiting)
 
 
