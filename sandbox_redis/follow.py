@@ -15,8 +15,8 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sandbox_redis import listing
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import CompactedError, InvalidArgumentError, StoreRolledBackError
-from sandbox_redis.exchange import Deadline
 from sandbox_redis.in_step import together
 from sandbox_redis.keys import Keys, meta
 from sandbox_redis.listing import NOTHING

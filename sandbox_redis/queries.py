@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sandbox_redis import checks, listing
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import AmbiguousIDError, InvalidArgumentError, NotFoundError
-from sandbox_redis.exchange import Deadline
 from sandbox_redis.in_step import together
 from sandbox_redis.listing import Page
 from sandbox_redis.record import Event, Sandbox, event_from_fields, hash_reply, pairs, sandbox_from_fields

@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 
 from sandbox_redis import checks, keys
 from sandbox_redis.concern import WriteConcern, concern
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -18,11 +19,12 @@ from sandbox_redis.errors import (
     StoreUnavailableError,
     TransitionError,
 )
-from sandbox_redis.exchange import Deadline, Exchange, Trace, token
+from sandbox_redis.exchange import Exchange
 from sandbox_redis.record import STATUS_FIELDS, Sandbox, hash_reply, pairs, sandbox_from_fields
 from sandbox_redis.seen import Seen
 from sandbox_redis.states import advice
 from sandbox_redis.topology import Topology
+from sandbox_redis.trace import Trace, token
 from sandbox_redis.wire import TRANSIENT, Command, Op, ServerError
 
 SCHEMA: Final = 1

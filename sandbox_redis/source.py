@@ -13,8 +13,10 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from redis.exceptions import RedisError
 
+from sandbox_redis.cluster import Cluster
 from sandbox_redis.errors import InvalidArgumentError
-from sandbox_redis.topology import Cluster, Sentinels, Single, Topology, address
+from sandbox_redis.sentinels import Sentinels
+from sandbox_redis.topology import Single, Topology, address
 
 SCHEMES: Final = (
     "redis://",

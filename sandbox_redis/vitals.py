@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sandbox_redis.exchange import Deadline, evalsha
+from sandbox_redis.deadline import Deadline
+from sandbox_redis.exchange import evalsha
 from sandbox_redis.keys import Keys
 from sandbox_redis.operations import Operations
 from sandbox_redis.record import pairs

@@ -12,13 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from sandbox_redis import SandboxStore, StoreUnavailableError, topology
+from sandbox_redis import SandboxStore, StoreUnavailableError, sentinels, topology
 from sandbox_redis.aio_lane import AsyncLane
+from sandbox_redis.cluster import SLOTS, Cluster
 from sandbox_redis.concern import WriteConcern
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import OutcomeUnknownError
-from sandbox_redis.exchange import Deadline, Exchange, Trace, asked
+from sandbox_redis.exchange import Exchange, asked
 from sandbox_redis.lane import Lane
-from sandbox_redis.topology import SLOTS, Cluster, Place, Sentinels, Single, asking, tagged
+from sandbox_redis.sentinels import Sentinels
+from sandbox_redis.topology import Place, Single, asking, tagged
+from sandbox_redis.trace import Trace
 from sandbox_redis.transaction import optimistic
 from sandbox_redis.wire import Lease, Lost, Send, ServerError, Sleep, Unsent
 
@@ -179,13 +183,13 @@ def test_a_sentinel_with_an_old_view_does_not_keep_others_from_being_asked():
 
 
 def test_every_now_and_then_one_sentinel_is_asked_whether_the_master_is_still_the_same(monkeypatch):
-    monkeypatch.setattr(topology, "CHECKED", 0.0)
+    monkeypatch.setattr(sentinels, "CHECKED", 0.0)
     known = Sentinels("it", [A, B, C])
     look(known, {A: sentinel("m:1"), B: sentinel("m:1"), C: sentinel("m:1")})
     assert known.at("k") is None  # it is time to look
     asked = look(known, {A: sentinel("m:1"), B: sentinel("m:1"), C: sentinel("m:1")})
     assert len(asked) == 1
-    monkeypatch.setattr(topology, "CHECKED", 100.0)
+    monkeypatch.setattr(sentinels, "CHECKED", 100.0)
     look(known, {A: sentinel("m:1"), B: sentinel("m:1"), C: sentinel("m:1")})
     assert known.at("k") == Place("m:1", "master")
 
@@ -401,7 +405,7 @@ def deadline(clock=None):
     return Deadline(5.0, clock or Clock())
 
 
-EXCHANGE = Exchange("it", topology._MOVING)
+EXCHANGE = Exchange("it", topology.MOVING)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import redis
 import redis.asyncio
 
 from sandbox_redis import AsyncSandboxStore, InvalidArgumentError, SandboxStore
+from sandbox_redis.cluster import Cluster
 from sandbox_redis.connect import Way, way
-from sandbox_redis.topology import Ask, Cluster, Place, Sentinels
+from sandbox_redis.sentinels import Sentinels
+from sandbox_redis.topology import Ask, Place
 from sandbox_redis.wire import Unsent
 
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 from sandbox_redis.aio import AsyncSandboxStore
 from sandbox_redis.demo.inside import delete_store
 from sandbox_redis.driver import play
-from sandbox_redis.exchange import Trace
 from sandbox_redis.record import event_from_flat
 from sandbox_redis.soak.model import Change
 from sandbox_redis.store import SandboxStore
+from sandbox_redis.trace import Trace
 from sandbox_redis.wire import Op
 
 __all__ = ["changes", "delete_store", "last_ids", "no_place", "problems", "traced"]
