@@ -35,9 +35,9 @@ end
 if known then
   return { "ALREADY_EXISTS", known.state }
 end
-probe(events, nodes .. node, all_nodes)
+local on_node = probe(events, nodes .. node, all_nodes)
 
 local status = { state = "INIT", pid = "0", created_at = created_at, exited_at = "", exit_status = "0",
   node = node, epoch = epoch }
-insert(record, events, indexes, all_nodes, nodes, maxlen, id, "create", status, by, request, metadata)
+insert(record, events, indexes, all_nodes, nodes, on_node, maxlen, id, "create", status, by, request, metadata)
 return whole(record)

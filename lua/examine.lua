@@ -13,8 +13,8 @@
 -- Reply
 --   OK <first> <events> <found>  the oldest event, those not known yet, and for each asked
 --                                sandbox: the record, its scores in the four states, on its own node, on the node asked
---                                for, and the score of its own node
---                                node: an id on it, and its score
+--                                for, and the score of its own node and how many that has
+--                                node: how many it has, and its score
 
 local events, all_nodes = KEYS[1], KEYS[6]
 local indexes = { INIT = KEYS[2], READY = KEYS[3], NOTREADY = KEYS[4], UNKNOWN = KEYS[5] }
@@ -24,7 +24,7 @@ local asked = { unpack(ARGV, 4) }
 -- ask: false for a key of another type; whoever asks finds that out by other means.
 local function ask(...)
   local reply = redis.pcall(...)
-  if reply and reply.err then
+  if reply and not tonumber(reply) and reply.err then
     return not string.find(tostring(reply.err), "WRONGTYPE", 1, true) and redis.call(...)
   end
   return reply
@@ -32,9 +32,8 @@ end
 
 local function look(kind, id, node)
   if kind == "node" then
-    local ids = ask("ZRANGE", nodes .. node, 0, 0) or {}
-    local score = ask("ZSCORE", all_nodes, node)
-    return { ids[1] or false, score }
+    local on_node = ask("ZCARD", nodes .. node)
+    return { on_node, ask("ZSCORE", all_nodes, node) }
   end
   local own = ask("HGET", records .. id, "node") or ""
   return {
@@ -46,6 +45,7 @@ local function look(kind, id, node)
     own ~= "" and ask("ZSCORE", nodes .. own, id),
     node ~= "" and ask("ZSCORE", nodes .. node, id),
     own ~= "" and ask("ZSCORE", all_nodes, own),
+    own ~= "" and ask("ZCARD", nodes .. own),
   }
 end
 

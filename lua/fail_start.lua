@@ -32,7 +32,7 @@ end
 if not moves("fail_start", status.state) then
   return { "TRANSITION", status.state }
 end
-probe(events, nodes .. status.node, all_nodes)
+local on_node = probe(events, nodes .. status.node, all_nodes)
 
-erase(record, events, indexes, all_nodes, nodes, maxlen, id, "fail_start", status, by, request)
+erase(record, events, indexes, all_nodes, nodes, on_node, maxlen, id, "fail_start", status, by, request)
 return { "OK", "1" }

@@ -45,9 +45,9 @@ end
 if not allows("load", "absent", state) then
   return { "TRANSITION", "absent" }
 end
-probe(events, nodes .. node, all_nodes)
+local on_node = probe(events, nodes .. node, all_nodes)
 
 local status = { state = state, pid = pid, created_at = created_at, exited_at = exited_at,
   exit_status = exit_status, node = node, epoch = epoch }
-insert(record, events, indexes, all_nodes, nodes, maxlen, id, "load", status, by, request, metadata)
+insert(record, events, indexes, all_nodes, nodes, on_node, maxlen, id, "load", status, by, request, metadata)
 return whole(record)

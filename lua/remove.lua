@@ -35,10 +35,11 @@ local after = moves(operation, status.state)
 if not after then
   return { "TRANSITION", status.state }
 end
-probe(events, nodes .. status.node, all_nodes)
+local on_node = probe(events, nodes .. status.node, all_nodes)
 permit("DEL", record)
 permit("ZREM", nodes .. status.node, id)
 permit("ZREM", all_nodes, id)
+permit("ZADD", all_nodes, 0, id)
 
 if after == "NOTREADY" then
   probe(events, indexes.NOTREADY)
@@ -46,5 +47,5 @@ if after == "NOTREADY" then
   status.state, status.pid = "NOTREADY", "0"
   move(record, events, indexes, maxlen, id, "stop", before, status, by, request)
 end
-erase(record, events, indexes, all_nodes, nodes, maxlen, id, "remove", status, by, request)
+erase(record, events, indexes, all_nodes, nodes, on_node, maxlen, id, "remove", status, by, request)
 return { "OK", "1" }

@@ -1,5 +1,6 @@
 -- repair: put a sandbox into exactly those indexes that its record belongs in, and into the set of nodes exactly those
--- of its nodes that have sandboxes. The record and the events stay as they are; done twice it is as good as once.
+-- of its nodes that have sandboxes, with how many. The record and the events stay as they are; done twice it is as good
+-- as once.
 --
 -- KEYS[1]    record     <prefix>:{<p>}:status:<id>
 -- KEYS[2-5]  indexes    <prefix>:{<p>}:state:<STATE>, for INIT, READY, NOTREADY, UNKNOWN
@@ -53,13 +54,13 @@ permit("ZADD", all_nodes, 0, id)
 permit("ZREM", all_nodes, id)
 
 local added, removed = {}, {}
-local function settle(index, member, belongs)
+local function settle(index, member, right)
   local score = redis.call("ZSCORE", index, member)
   local changed
-  if belongs and not (score and tonumber(score) == 0) then
-    redis.call("ZADD", index, 0, member)
+  if right and not (score and tonumber(score) == right) then
+    redis.call("ZADD", index, right, member)
     changed = added
-  elseif score and not belongs then
+  elseif score and not right then
     redis.call("ZREM", index, member)
     changed = removed
   end
@@ -68,9 +69,10 @@ local function settle(index, member, belongs)
   end
 end
 for _, place in ipairs(places) do
-  settle(place.index, id, place.belongs)
+  settle(place.index, id, place.belongs and 0)
 end
 for _, node in ipairs(others) do
-  settle(all_nodes, node, redis.call("ZCARD", nodes .. node) > 0)
+  local number = redis.call("ZCARD", nodes .. node)
+  settle(all_nodes, node, number > 0 and number)
 end
 return { "OK", added, removed }

@@ -17,6 +17,7 @@ from sandbox_redis.errors import (
     ConflictError,
     DurabilityError,
     InvalidArgumentError,
+    LayoutError,
     NotFoundError,
     OutcomeUnknownError,
     SandboxError,
@@ -30,6 +31,7 @@ from sandbox_redis.findings import Finding, Report, Severity
 from sandbox_redis.in_step import Result
 from sandbox_redis.listing import Page
 from sandbox_redis.mirror import Mirror
+from sandbox_redis.operations import Layout
 from sandbox_redis.queries import Counts
 from sandbox_redis.record import Event, Metadata, Sandbox, Status
 from sandbox_redis.states import State
@@ -56,6 +58,8 @@ __all__ = [
     "Event",
     "Finding",
     "InvalidArgumentError",
+    "Layout",
+    "LayoutError",
     "Metadata",
     "Mirror",
     "NotFoundError",

@@ -28,11 +28,11 @@ class Role(StrEnum):
     """What a user of a server is for."""
 
     READER = "reader"
-    """Reads, watches, mirrors and waits; changes nothing."""
+    """Reads, watches, mirrors, waits and audits; changes nothing."""
     AGENT = "agent"
     """Runs every operation."""
     ADMIN = "admin"
-    """The same, and looks into the server."""
+    """The same, and looks into the server: a doctor leaves nothing out."""
 
 
 # Each command with the first server that knows it: another one refuses a rule, or a whole ACL file, that names it.
@@ -53,8 +53,10 @@ _REACH: Final = {
 _READ: Final = {
     "evalsha": OLDEST,
     "exists": OLDEST,
+    "hget": OLDEST,
     "hgetall": OLDEST,
     "hmget": OLDEST,
+    "pttl": OLDEST,
     "scan": OLDEST,
     "script|load": OLDEST,
     "type": OLDEST,
@@ -64,6 +66,7 @@ _READ: Final = {
     "xrevrange": OLDEST,
     "zcard": OLDEST,
     "zrange": OLDEST,
+    "zscan": OLDEST,
     "zscore": OLDEST,
 }
 _WRITE: Final = {
@@ -71,7 +74,6 @@ _WRITE: Final = {
     "del": OLDEST,
     "exec": OLDEST,
     "hdel": OLDEST,
-    "hget": OLDEST,
     "hset": OLDEST,
     "multi": OLDEST,
     "unwatch": OLDEST,
@@ -99,6 +101,7 @@ _LOOK: Final = {
     "script|exists": OLDEST,
     "slowlog|get": OLDEST,
     "slowlog|len": OLDEST,
+    "time": OLDEST,
     "xinfo|stream": OLDEST,
 }
 _ROLES: Final = {

@@ -125,6 +125,7 @@ class AsyncSandboxStore:
     counts = _played(Operations.counts)
     resolve = _played(Operations.resolve)
     history = _played(Operations.history)
+    init = _played(Operations.init)
     create = _played(Operations.create)
     load = _played(Operations.load)
     start = _played(Operations.start)

@@ -80,7 +80,9 @@ class AsyncLane:
         while True:
             try:
                 place, command = looking.send(reply)
-            except StopIteration:
+            except StopIteration as stop:
+                if stop.value:
+                    self.on_loss()
                 break
             if isinstance(reply, Failure) and time.monotonic() >= end:
                 raise reply

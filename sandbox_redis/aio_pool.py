@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from redis.exceptions import RedisError
 
-from sandbox_redis.connect import NOT_YET, Endpoint, answer, at_hand, fence, lost, pack, unsent
+from sandbox_redis.connect import Endpoint, fence, lost, unsent
+from sandbox_redis.replies import NOT_YET, answer, at_hand, pack
 from sandbox_redis.wire import Command, Failure, Lost, Unsent
 
 CONNECT_MAX: Final = 60.0  # seconds; each task that waits for the connection gives up by its own timeout before

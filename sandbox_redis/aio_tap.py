@@ -9,7 +9,8 @@ from typing import Any
 
 from sandbox_redis.aio_lane import AsyncLane
 from sandbox_redis.aio_pool import AsyncLeased, AsyncPool
-from sandbox_redis.connect import lost, pack, refusal
+from sandbox_redis.connect import lost
+from sandbox_redis.replies import pack, refusal
 from sandbox_redis.tail import ReplyError, reader
 from sandbox_redis.tap import GREETING, NO_REPLY, Round, greeted, sort
 from sandbox_redis.wire import Command, Failure, Hear, Lost, Send

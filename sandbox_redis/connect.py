@@ -1,44 +1,25 @@
-"""From a URL or a client to connections of our own: the only place that reads redis-py's settings and its exceptions.
-
-A client that is passed in serves as the description of a connection: where, with which user, which TLS. Its pool is not
-touched, and what it does about retries, decoding or caching does not reach the store.
+"""Connections of our own: how each server is connected to, and what it means when that fails. What a URL or a client
+says of that stands in ``source.py``, where the servers are in ``topology.py``.
 """
 
 from __future__ import annotations
 
 import errno
-import inspect
 import re
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
-import hiredis
 import redis
 import redis.asyncio
-from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from sandbox_redis import tls
-from sandbox_redis.errors import InvalidArgumentError
-from sandbox_redis.topology import Cluster, Place, Sentinels, Single, Topology
-from sandbox_redis.topology import address as joined
+from sandbox_redis.replies import is_refusal, refusal
+from sandbox_redis.source import parsed, taken
+from sandbox_redis.topology import Place, Single, Topology
 from sandbox_redis.wire import TRANSIENT, Command, Lost, ServerError, Unsent
-
-NOT_YET: Final = NOT_ENOUGH_DATA
-"""Stands for a reply that has not come in."""
-SCHEMES: Final = (
-    "redis://",
-    "rediss://",
-    "unix://",
-    "redis+cluster://",
-    "rediss+cluster://",
-    "redis+sentinel://",
-    "rediss+sentinel://",
-)
 
 # What redis-py would do by itself and a store must not have: repeat commands, decode replies, follow maintenance
 # notices; and a handshake of five commands where two will do (1.2 ms against 0.15 ms, measured).
@@ -55,12 +36,6 @@ _DROPPED: Final = (
     "himport_registry",
     "event_dispatcher",
 )
-# Said in other words, or under other codes, at other places: in scripts, by EXEC, at the door.
-_FORBIDDEN: Final = re.compile("ACL failure in script|The user executing the script can't|no permissions")
-_FULL: Final = "max number of clients"
-_ELSEWHERE: Final = "access a non local key in a cluster node"  # which is where it will be when its slot has moved
-FAKEREDIS: Final = "fakeredis"
-"""Its address: it has none."""
 _NOBODY_THERE: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.EACCES})
 
 
@@ -92,7 +67,7 @@ class Way:
     arguments: dict[str, Any] = field(repr=False)  # without an address, but where there is only one
     name: str
     sentinel: dict[str, Any] = field(default_factory=dict, repr=False)
-    """What differs in the arguments for Sentinels: they have users of their own."""
+    """As `Source.sentinel`."""
 
     def endpoint(self, place: Place) -> Endpoint:
         """One of the servers."""
@@ -117,10 +92,7 @@ def way(source: Any, *, agent: str, asyncio: bool) -> Way:
         InvalidArgumentError: the URL or the client is of a kind that is not supported.
     """
     library: Any = redis.asyncio if asyncio else redis
-    if isinstance(source, str):
-        topology, connection_class, given, sentinel = _parsed(source, library)
-    else:
-        topology, connection_class, given, sentinel = _taken(source, library)
+    topology, connection_class, given, sentinel = (parsed if isinstance(source, str) else taken)(source, library)
     if issubclass(connection_class, library.SSLConnection):
         tls.check(given)
         connection_class = _abrupt(connection_class) if asyncio else connection_class
@@ -148,171 +120,6 @@ def _abrupt(connection_class: Any) -> Any:
             self._writer.close = self._writer.transport.abort
 
     return Abrupt
-
-
-_Parts = tuple[Topology, Any, dict[str, Any], dict[str, Any]]
-"""The topology, the class of its connections, their arguments, and those for Sentinels."""
-
-
-def _parsed(url: str, library: Any) -> _Parts:
-    if not url.startswith(SCHEMES):
-        raise InvalidArgumentError("url", without_password(url), f"it must begin with one of {', '.join(SCHEMES)}")
-    try:
-        scheme, _, rest = url.partition("://")
-        if "+" not in scheme:
-            pool = _pool(url, library)
-            address = _address(pool.connection_class, pool.connection_kwargs)
-            return Single(address), pool.connection_class, pool.connection_kwargs, {}
-        plain, kind = scheme.split("+")
-        parsed = urlsplit(f"{plain}://{rest}")
-        credentials, at, hosts = parsed.netloc.rpartition("@")
-        default = 26379 if kind == "sentinel" else 6379
-        addresses = [_with_port(host, default) for host in hosts.split(",")]
-        path = parsed.path.strip("/").split("/")
-        query = parse_qs(parsed.query, strict_parsing=bool(parsed.query))
-        sentinel = {
-            name: query.pop(f"sentinel_{name}")[0] for name in ("username", "password") if f"sentinel_{name}" in query
-        }
-        database = ""
-        if kind == "sentinel":
-            service, database = unquote(path[0]), "/".join(path[1:])
-            if not service:
-                raise ValueError("the service that the sentinels know is needed behind them, as in /mymaster/0")
-        elif path not in ([""], ["0"]):
-            raise ValueError("a cluster has no databases beside 0")
-        pool = _pool(f"{plain}://{credentials}{at}{addresses[0]}/{database}?{urlencode(query, doseq=True)}", library)
-        given = {name: value for name, value in pool.connection_kwargs.items() if name not in ("host", "port")}
-        topology = Sentinels(service, addresses) if kind == "sentinel" else Cluster(addresses)
-    except (AttributeError, TypeError, ValueError, RedisError) as error:
-        raise InvalidArgumentError("url", without_password(url), _fault(url, error)) from None
-    return topology, pool.connection_class, given, sentinel
-
-
-def _pool(url: str, library: Any) -> Any:
-    pool = library.ConnectionPool.from_url(url)
-    pool.connection_class(**pool.connection_kwargs)  # finds what it does not know in the query
-    parsed = urlsplit(url)
-    (parsed.hostname or "").encode("idna")
-    if parsed.scheme != "unix" and not re.fullmatch(r"/?\d*", parsed.path):
-        raise ValueError("the path is the number of a database")
-    if parsed.fragment or (parsed.hostname is None and "@" in parsed.query):
-        raise ValueError("# and ? in a password must be written as %23 and %3F")
-    return pool
-
-
-def _with_port(host: str, default: int) -> str:
-    """An address of several in a URL."""
-    parsed = urlsplit(f"//{host}")
-    if not parsed.hostname:
-        raise ValueError("a host is missing")
-    return joined(parsed.hostname, default if parsed.port is None else parsed.port)
-
-
-def _taken(client: Any, library: Any) -> _Parts:
-    """From a client's settings."""
-    plain: Any = library.connection.Connection
-    secure: Any = library.connection.SSLConnection
-    if isinstance(client, library.RedisCluster):
-        given = dict(client.nodes_manager.connection_kwargs)
-        seeds = [joined(node.host, node.port) for node in client.nodes_manager.startup_nodes.values()]
-        accepted = set(inspect.signature(library.connection.AbstractConnection).parameters)
-        accepted |= {name for each in (plain, secure) for name in inspect.signature(each).parameters}
-        secured = given.pop("ssl", False) or given.get("connection_class") is secure
-        given = {name: value for name, value in given.items() if name in accepted and name not in ("host", "port")}
-        return Cluster(seeds), secure if secured else plain, given, {}
-    if not isinstance(client, library.Redis):
-        wanted = f"a {library.__name__}.Redis or RedisCluster is needed (a fakeredis client is one)"
-        kind = f"{type(client).__module__}.{type(client).__qualname__}"  # more of it may be secret
-        raise InvalidArgumentError("client", kind, wanted)
-    pool = client.connection_pool
-    given = dict(pool.connection_kwargs)
-    if not isinstance(pool, library.sentinel.SentinelConnectionPool):
-        return Single(_address(pool.connection_class, given)), pool.connection_class, given, {}
-    if not pool.is_master:
-        raise InvalidArgumentError("client", "slave_for", "a master is needed: master_for")
-    del given["connection_pool"]
-    asked = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
-    seeds = [joined(each["host"], each["port"]) for each in asked]
-    sentinel = {name: asked[0].get(name) for name in ("username", "password")}
-    secured = issubclass(pool.connection_class, secure)
-    return Sentinels(pool.service_name, seeds), secure if secured else plain, given, sentinel
-
-
-def _address(connection_class: type, arguments: dict[str, Any]) -> str:
-    if "fakeredis" in connection_class.__module__:
-        return FAKEREDIS
-    if path := arguments.get("path"):
-        return f"unix://{path}"
-    return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}"
-
-
-def without_password(url: str) -> str:
-    """A URL as it may be shown."""
-    hidden = re.sub(r"(//[^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
-    return re.sub(r"(password=)[^&]*", r"\1***", hidden)
-
-
-def _fault(url: str, error: Exception) -> str:
-    """What is wrong with a URL. The error's own words may quote a part of the password."""
-    option = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if option and re.search(rf"[?&]{option[1]}=[^@]*$", url):
-        needs_tls = option[1].startswith("ssl_") and not url.startswith("rediss")
-        return f"{option[1]} " + ("is for rediss:// only" if needs_tls else "is no option of a connection")
-    if isinstance(error, RedisError):
-        return "ssl_cert_reqs must be required, optional or none"
-    secret = re.search(r"//[^/]*:[^@]*@|password=", url) is not None
-    return "a password's special characters must be written as %40 and the like" if secret else str(error)
-
-
-def pack(commands: Iterable[Command]) -> tuple[bytes]:
-    """Commands as one packet."""
-    # A signal handler that raises while hiredis writes out an int crashes the process (hiredis 3.5); text is safe.
-    words: list[Any]
-    packed = []
-    for command in commands:
-        words = [str(word) if word.__class__ is int else word for word in command]
-        packed.append(hiredis.pack_command(tuple(words)))
-    return (b"".join(packed),)
-
-
-def refusal(error: RedisError) -> ServerError:
-    """An error reply as the operations know it."""
-    if _FORBIDDEN.search(str(error)):
-        return ServerError("NOPERM", str(error))
-    if _FULL in str(error):
-        return ServerError("MAXCLIENTS", str(error))
-    if _ELSEWHERE in str(error):
-        return ServerError("TRYAGAIN", str(error))
-    code = getattr(error, "status_code", None)
-    first, _, rest = str(error).partition(" ")
-    return ServerError(code, str(error)) if code else ServerError(first, rest)
-
-
-def is_refusal(error: RedisError) -> bool:
-    """Whether the server said it, as against a connection that failed. Some of its words (LOADING, NOAUTH) are
-    ConnectionErrors to redis-py, which then closes the connection."""
-    return (
-        getattr(error, "status_code", None) is not None or isinstance(error, redis.ResponseError) or _FULL in str(error)
-    )
-
-
-def at_hand(connection: Any) -> Any:
-    """A reply that has come in with another one, or `NOT_YET`. To ask redis-py for each takes 2 us more."""
-    try:
-        return connection._parser._reader.gets(False)  # noqa: SLF001 - there is no public way to many replies
-    except AttributeError:  # fakeredis, or a connection that was closed
-        return NOT_YET
-
-
-def answer(command: Command, reply: Any) -> Any:
-    """A reply as the operations know it, an error reply as `ServerError`; raises an error of the connection."""
-    if isinstance(reply, RedisError):
-        if not is_refusal(reply):
-            raise reply
-        return refusal(reply)
-    if reply and command and command[0] == "EXEC":
-        return [refusal(item) if isinstance(item, RedisError) else item for item in reply]
-    return reply
 
 
 def unsent(address: str, error: Exception, *, patient: bool) -> Unsent:

@@ -29,7 +29,7 @@ def doctor(
     """Look at the servers and at the whole store, and say what is wrong and what to do about it.
 
     It is exact also while agents write: what looks wrong is looked at again, at one moment, before it is reported. It
-    reads every record and every event, and holds none of them for long: about 300 bytes for each sandbox.
+    reads every record and every event, and holds none of them for long: it takes less than 1 KB for each sandbox.
 
     Args:
         repair: put each sandbox into exactly the indexes that its record belongs in, and take out entries that have no
@@ -41,7 +41,7 @@ def doctor(
         The report. What the user may not ask is a note in it, or a warning where the store could not be read.
 
     Raises:
-        StoreUnavailableError: the server does not answer, or not to this user.
+        StoreUnavailableError: the server does not answer, or does not permit this user to mend what is damaged.
     """
     layout, findings = Keys(operations.prefix, 1), []
     found: Examination | None = None
@@ -60,8 +60,6 @@ def doctor(
     if found is not None:
         try:
             yield from found.run(of_each)
-            if repair:
-                mended = yield from _repair(operations, layout, found, timeout)
         except StoreUnavailableError as error:
             if error.code != "NOPERM":
                 raise
@@ -69,6 +67,8 @@ def doctor(
             advice = "ask as a user who may send SCAN, ZSCAN, PTTL and what agents send"
             missing = f"not all of the store was checked: {error}"
             findings.append(Finding(Severity.WARNING, "store", operations.prefix, missing, advice))
+        if repair:
+            mended = yield from _repair(operations, layout, found, timeout)
         findings += found.findings.values()
         if not found.findings and not incomplete:
             findings.append(_whole(operations, found))

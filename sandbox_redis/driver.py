@@ -38,12 +38,12 @@ def play(lane: Lane, op: Op[T], reply: Any = None, line: Line | None = None) -> 
             try:
                 if isinstance(request, Send):
                     if request.lease in (Lease.ANY, Lease.ALONE) or (request.lease is Lease.TAKE and held is None):
-                        leased = lane.lease(request)
+                        leased = lane.lease(request, line)
                     elif request.lease is Lease.OWN:
                         if held is not None:
                             held.connection.disconnect()
                             held = None
-                        leased = lane.own(request)
+                        leased = lane.own(request, line)
                     elif held is not None:
                         leased, held = held, None
                     else:
@@ -150,7 +150,7 @@ class _Sent:
 
     def _link(self, lane: Lane, send: Send) -> _Link:
         try:
-            pool = lane.pool(send)
+            pool = lane.pool(send, self._line)
         except Failure as failure:
             link = _Link()
             link.failure = failure

@@ -6,6 +6,7 @@
     ├── NotFoundError             there is no such sandbox
     ├── AmbiguousIDError          several ids begin so
     ├── AlreadyExistsError        the id is taken
+    ├── LayoutError               the store exists, with another layout
     ├── TransitionError           the state machine has no such move
     ├── ConflictError             others kept changing the sandbox until the deadline
     ├── InvalidArgumentError      refused before anything was sent (also a ValueError)
@@ -89,6 +90,21 @@ class AlreadyExistsError(SandboxError):
             f"sandbox {id!r} already exists, in state {state}: choose another id, or remove that sandbox first",
             id=id,
             state=state,
+        )
+
+
+class LayoutError(SandboxError):
+    """The store exists already, with these numbers, which are not those that were asked for. Nothing was changed."""
+
+    partitions: int
+    events_maxlen: int
+
+    def __init__(self, prefix: str, partitions: int, events_maxlen: int) -> None:
+        super().__init__(
+            f"the store {prefix!r} exists already, with {partitions} as partitions and {events_maxlen} as"
+            " events_maxlen: that is for good; take these numbers, or another prefix",
+            partitions=partitions,
+            events_maxlen=events_maxlen,
         )
 
 

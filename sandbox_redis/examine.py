@@ -5,6 +5,7 @@ events are of one moment, before anything is said. It changes nothing. What is w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -223,11 +224,13 @@ class _Partition:
         self._suspect(missing[0] | missing[1])
 
     def _read_nodes(self, rest: set[bytes]) -> Op[None]:
-        named: set[bytes] = set()
-        if (yield from self._read_index(self.nodes.encode(), lambda node, _: named.add(node))):
-            used = {node for _, node in self.facts.values() if node}
+        named: dict[bytes, bytes] = {}
+        if (yield from self._read_index(self.nodes.encode(), named.__setitem__)):
+            used = Counter(node for _, node in self.facts.values() if node)
             indexed = {key[len(self.on_node) :] for key in rest if key.startswith(self.on_node)}
-            self.suspects |= dict.fromkeys(Suspect("node", b"", node) for node in (named ^ used) | (indexed - named))
+            wrong = {node for node in named.keys() | used if float(named.get(node, 0)) != used[node]}
+            suspects = wrong | (named.keys() - used.keys()) | (indexed - named.keys())
+            self.suspects |= dict.fromkeys(Suspect("node", b"", node) for node in suspects)
 
     def _read_index(self, key: bytes, look: Callable[[bytes, bytes], None]) -> Op[bool]:
         """Look at each entry, with its score; False for a key of another type."""
@@ -270,6 +273,6 @@ class _Partition:
     def _judged(self, suspect: Suspect, seen: list[Any]) -> Iterator[Finding]:
         layout, number = self.whole.layout, self.number
         if suspect.kind == "node":
-            used, known = (each is not None for each in seen)
-            return judge.node(layout, number, suspect.node, used=used, known=known)
+            on_node, score = seen
+            return judge.node(layout, number, suspect.node, score, on_node or 0)
         return judge.sandbox(layout, number, suspect.id, suspect.node, judge.view(seen), self.replay)

@@ -6,24 +6,16 @@ request token; nothing is guessed. No I/O, no redis; the operations themselves s
 
 from __future__ import annotations
 
-import random
-import secrets
-from collections.abc import Callable
 from typing import Any, Final
 
-from sandbox_redis.concern import LOST, WriteConcern
-from sandbox_redis.errors import DurabilityError, OutcomeUnknownError, SandboxError, StoreUnavailableError
+from sandbox_redis.concern import WriteConcern
+from sandbox_redis.deadline import Deadline
+from sandbox_redis.errors import OutcomeUnknownError, SandboxError, StoreUnavailableError
 from sandbox_redis.scripts import script
 from sandbox_redis.topology import named
-from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Lost, Op, Send, ServerError, Sleep, Unsent
+from sandbox_redis.trace import Trace
+from sandbox_redis.wire import TRANSIENT, Command, Failure, Lease, Lost, Op, Send, ServerError, Unsent
 
-PAUSE_FIRST: Final = 0.001  # seconds; about ten loopback round trips
-PAUSE_MAX: Final = 0.25  # seconds; a server that comes back is noticed within this
-CONFLICT_MAX: Final = (
-    0.004  # seconds; with longer ones whoever wins goes on winning (measured: 0.1 of the fastest's rate)
-)
-ATTEMPT_MIN: Final = 0.02  # seconds; an attempt with less would end without an answer on a busy machine
-TICK: Final = 0.1  # seconds: servers look at their clock so often, so to wait in vain takes that much longer
 SUPPLIES: Final = 5  # scripts that a server may lack within one operation, before its deadline counts for that, too
 FIND_PAGE: Final = 1000  # events per find call; about 1 ms of server time
 
@@ -56,11 +48,6 @@ def unavailable(address: str, code: str, message: str) -> StoreUnavailableError:
     return StoreUnavailableError(address, code, f"{reason}: {message}" if reason else message, advice)
 
 
-def token() -> str:
-    """A request token: 96 random bits, so that no two writes ever share one."""
-    return secrets.token_hex(12)
-
-
 def evalsha(name: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Command:
     """The command that runs a script by its SHA-1."""
     return ("EVALSHA", script(name).sha, len(keys), *keys, *args)
@@ -70,59 +57,6 @@ def asked(cause: Failure | ServerError) -> str:
     """The server that an ASK has named; empty for anything else."""
     text = cause.message if isinstance(cause, ServerError) else cause.reason
     return named(text) if cause.code == "ASK" else ""
-
-
-class Deadline:
-    """A point in time by which an operation ends, one way or the other; and the pauses between its attempts until
-    then."""
-
-    __slots__ = ("_at", "_clock", "_least", "_pause", "_timeout", "attempts", "said", "supplies")
-
-    def __init__(self, timeout: float, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._timeout = timeout
-        self._at = clock() + timeout
-        self._least = min(ATTEMPT_MIN, timeout / 2)
-        self._pause = PAUSE_FIRST
-        self.attempts = 0
-        """How many of them failed."""
-        self.supplies = 0
-        """How many scripts the server had to be given."""
-        self.said: SandboxError | None = None
-        """What the server said of itself at last."""
-
-    def renewed(self) -> Deadline:
-        """Another one that is as long, from now on."""
-        return Deadline(self._timeout, self._clock)
-
-    def passed(self) -> bool:
-        """Whether it is over."""
-        return self._clock() >= self._at
-
-    def share(self) -> float:
-        """Seconds that one attempt may take: half of what is left, so that there is time to find out about it."""
-        left = self._at - self._clock()
-        # The same number for every first attempt: a socket keeps its timeout from one operation to the next.
-        return self._timeout / 2 if left > self._timeout * 0.9 else max(left / 2, self._least)
-
-    def confirming(self, seconds: float) -> tuple[float, float]:
-        """Seconds that a write may wait to be confirmed, at most `seconds`, and that its packet may take with that."""
-        left = self._at - self._clock()
-        left = self._timeout if left > self._timeout * 0.9 else max(left, self._least)  # as for `share`
-        wait = max(min(seconds, left * 0.75 - TICK), left * 0.25)
-        return wait, (min(wait + TICK, left) + left) / 2
-
-    def pause(
-        self, error: SandboxError, longest: float = PAUSE_MAX, why: tuple[ServerError | Failure, ...] = ()
-    ) -> Op[None]:
-        """Wait before the next attempt, or raise `error` when there is no time for one. The pauses grow
-        exponentially up to `longest` seconds, with full jitter; `why` is for the lane."""
-        self.attempts += 1
-        seconds = random.uniform(0, min(self._pause, longest))
-        self._pause = min(self._pause * 2, PAUSE_MAX)
-        if self._clock() + seconds + self._least >= self._at:
-            raise error from None
-        yield Sleep(seconds, why)
 
 
 class Exchange:
@@ -313,65 +247,3 @@ class Exchange:
                     raise trace.unknown("the server lost data since")
                 case _:
                     raise trace.unknown("its event may be trimmed by now")
-
-
-class Trace:
-    """How to find one write again: its token, and an event from before it was sent."""
-
-    __slots__ = ("_outcome", "concern", "fenced", "fences", "floor", "id", "keys", "maxlen", "partition", "request")
-
-    def __init__(
-        self,
-        id: str,
-        partition: int,
-        keys: tuple[str, str],
-        request: str,
-        floor: str,
-        maxlen: int,
-        concern: WriteConcern,
-    ) -> None:
-        self.id = id
-        self.partition = partition
-        self.keys = keys
-        self.request = request
-        self.floor = floor
-        self.maxlen = maxlen
-        self.concern = concern
-        self.fences: tuple[Command, ...] = ()
-        self.fenced = True  # whether nothing is under way any more on each connection that it was lost with
-        self._outcome = LOST
-
-    def lost(self, failure: Lost) -> OutcomeUnknownError:
-        """Its reply was lost: note the connection, and give the error for when it cannot be found any more."""
-        if failure.fence and failure.fence not in self.fences:
-            self.fences += (failure.fence,)
-        self.fenced &= failure.fence is not None
-        return self.unknown(failure.reason)
-
-    def packet(
-        self, commands: tuple[Command, ...], deadline: Deadline, lease: Lease = Lease.ANY, *, at: str = ""
-    ) -> Send:
-        """The packet that makes the write, and waits for what its concern asks."""
-        if not self.concern:
-            return Send(self.keys[0], commands, deadline.share(), lease, at=at)
-        wait, timeout = deadline.confirming(self.concern.timeout)
-        alone = Lease.ALONE if lease is Lease.ANY else lease
-        # Its key is that of the events: in a batch, those of one partition become one packet.
-        return Send(self.keys[1], (*commands, self.concern.command(wait)), timeout, alone, tail=1, at=at)
-
-    def confirm(self, replies: list[Any]) -> None:
-        """The write was made by this packet, and this came behind its own replies. Where an earlier one may have been
-        quicker, on a connection that nobody could close, nothing is known."""
-        if replies and self.fenced:
-            self._outcome = self.concern.judge(replies[0])
-
-    def check(self, sandbox: Any) -> None:
-        """The write was made; raises `DurabilityError` when it was not confirmed."""
-        if self.concern and not self._outcome.done:
-            reached, fsynced, _, reason = self._outcome
-            wanted = self.concern.replicas
-            raise DurabilityError(self.id, self.request, sandbox, reached, wanted, fsynced=fsynced, reason=reason)
-
-    def unknown(self, reason: str) -> OutcomeUnknownError:
-        """The error for when it cannot be found any more."""
-        return OutcomeUnknownError(self.id, self.request, reason)

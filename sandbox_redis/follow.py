@@ -2,6 +2,7 @@
 that nothing is missing where it goes on. No I/O. What users hold stands in ``watch.py`` and ``mirror.py``.
 
 One rule decides: the event that a follower stands at must still be in the stream, else what came behind it may be gone.
+It must be the very same: in a failover two servers may be the master at once, and give one number to different events.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sandbox_redis import listing
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import CompactedError, InvalidArgumentError, StoreRolledBackError
-from sandbox_redis.exchange import Deadline
 from sandbox_redis.in_step import together
 from sandbox_redis.keys import Keys, meta
 from sandbox_redis.listing import NOTHING
@@ -132,6 +133,7 @@ class _Part:
         self._maxlen = session.maxlen
         self._count = max(EVENTS_MAX // len(places), 10)
         self._anchors = self._places()  # where it stood when it was last checked
+        self._taken: dict[tuple[int, str], list[bytes]] = {}  # events at which it stood since then
         self._checked = 0.0
         self._checking = False
         self._doubtful: list[Entry] = []
@@ -163,6 +165,8 @@ class _Part:
         for key, events in found or ():
             partition = self._streams[key.decode()]
             entries += [Entry(partition, revision.decode(), _in_order(flat)) for revision, flat in events]
+            if events:
+                self._taken[partition, entries[-1].revision] = entries[-1].flat
             # Only a reader who is far behind can have lost what was trimmed: then it gets all that is there, or as much
             # as it takes at a time.
             if len(events) >= min(self._count, self._maxlen):
@@ -170,7 +174,7 @@ class _Part:
                 self.behind = True
         if self._checking:
             self._check(self._anchors, rest, live=True)
-            self._anchors, self._checked = self._places(), time.monotonic()
+            self._anchor()
         for entry in entries:
             if self._anchors[entry.partition] == NOTHING:  # which would be found in a flushed stream as well
                 self._anchors[entry.partition] = entry.revision
@@ -184,7 +188,12 @@ class _Part:
     def attached(self, replies: Sequence[Any]) -> None:
         """As `Follower.attached`."""
         self._check(self._places(), replies)
+        self._anchor()
+
+    def _anchor(self) -> None:
+        """It was checked where it stands now."""
         self._anchors, self._checked = self._places(), time.monotonic()
+        self._taken = {place: flat for place in self._anchors.items() if (flat := self._taken.get(place)) is not None}
 
     def _checks(self, places: dict[int, str]) -> tuple[Command, ...]:
         return tuple(
@@ -197,9 +206,12 @@ class _Part:
         """Whether the events at these places are there, so that nothing behind them is missing. While it follows
         `live`, what it has passed may have been trimmed."""
         pairs = zip(replies[::2], replies[1::2], strict=True)
-        for (found, length), revision in zip(pairs, places.values(), strict=True):
+        for (found, length), (partition, revision) in zip(pairs, places.items(), strict=True):
             trimmed = length >= self._maxlen  # an approximate trim never goes below it
             there = not trimmed if revision == NOTHING else bool(found) and found[0][0].decode() == revision
+            taken = self._taken.get((partition, revision))
+            if taken is not None and there and _in_order(found[0][1]) != taken:  # another master's
+                there = trimmed = False
             cursor = ",".join(self._all.values())
             if not there and (not trimmed or not found):
                 self._forget()  # it may be laid out anew

@@ -36,12 +36,14 @@ class View(NamedTuple):
     """Its score in the index of the node that was asked for."""
     node_known: bytes | None
     """The score of its own node in the set of nodes."""
+    on_own: int
+    """How many sandboxes the index of its own node has."""
 
 
 def view(reply: list[Any]) -> View:
     """What the script ``examine`` tells of a sandbox."""
-    record, *states, on_node, asked, node_known = reply
-    return View(record, tuple(states), on_node, asked, node_known)
+    record, *states, on_node, asked, node_known, on_own = reply
+    return View(record, tuple(states), on_node, asked, node_known, on_own or 0)
 
 
 def problem(subject: str, message: str, advice: str, *, repairable: bool = False) -> Finding:
@@ -85,29 +87,24 @@ def sandbox(
     own = record.get(b"node", b"")
     if own:
         yield from _entry(layout.node(partition, text(own)), name, seen.on_node, belongs=True)
-        if seen.node_known is None:
-            nodes = layout.nodes(partition)
-            yield problem(nodes, f"{nodes} lacks {text(own)}", _REPAIR, repairable=True)
+        yield from node(layout, partition, own, seen.node_known, max(1, seen.on_own))
     if asked and asked != own:
         yield from _entry(layout.node(partition, text(asked)), name, seen.asked, belongs=False)
 
 
-def _entry(index: str, name: str, score: bytes | None, *, belongs: bool) -> Iterator[Finding]:
+def node(layout: Keys, partition: int, raw: bytes, score: bytes | None, number: int) -> Iterator[Finding]:
+    """What is wrong with one node in the set of nodes; `number` is how many sandboxes its index has."""
+    return _entry(layout.nodes(partition), text(raw) or "''", score, belongs=number > 0, right=number)
+
+
+def _entry(index: str, name: str, score: bytes | None, *, belongs: bool, right: int = 0) -> Iterator[Finding]:
     if belongs and score is None:
         yield problem(index, f"the index {index} lacks {name}", _REPAIR, repairable=True)
     elif not belongs and score is not None:
         yield problem(index, f"the index {index} has {name} without reason", _REPAIR, repairable=True)
-    elif score is not None and float(score) != 0:
-        wrong = f"the index {index} has {name} with the score {text(score)}, and 0 is right"
+    elif score is not None and float(score) != right:
+        wrong = f"the index {index} has {name} with the score {text(score)}, and {right} is right"
         yield problem(index, wrong, _REPAIR, repairable=True)
-
-
-def node(layout: Keys, partition: int, raw: bytes, *, used: bool, known: bool) -> Iterator[Finding]:
-    """What is wrong with one node in the set of nodes."""
-    nodes = layout.nodes(partition)
-    if used != known:
-        wrong = f"{nodes} lacks {text(raw)}" if used else f"{nodes} has {text(raw)} without reason"
-        yield problem(nodes, wrong, _REPAIR, repairable=True)
 
 
 def wrong_type(key: str, wanted: str) -> Finding:

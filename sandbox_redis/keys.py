@@ -45,7 +45,7 @@ class Keys:
         return f"{self.prefix}:{{{partition}}}:node:{node}"
 
     def nodes(self, partition: int) -> str:
-        """Sorted set, all scores 0: the nodes that have sandboxes."""
+        """Sorted set: the nodes that have sandboxes; their scores are how many."""
         return f"{self.prefix}:{{{partition}}}:nodes"
 
     def events(self, partition: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sandbox_redis.connect import Endpoint, Way
 from sandbox_redis.pool import Leased, Pool
@@ -15,6 +15,14 @@ from sandbox_redis.topology import Place, asking
 from sandbox_redis.wire import Command, Failure, Send, ServerError, Unsent
 
 LOOK_MAX: Final = 1.0  # seconds that one server is asked where the others are
+
+
+class _Line(Protocol):
+    """What lets another thread end a wait; see ``line.py``."""
+
+    def begin(self, leased: Leased, timeout: float) -> None: ...
+
+    def end(self, leased: Leased) -> None: ...
 
 
 class Lane:
@@ -26,29 +34,29 @@ class Lane:
         self._way = way
         self._pools: dict[Place, Pool] = {}
         self.on_loss: Callable[[], None] = lambda: None
-        """Called when a connection failed: the next one may lead to another server, or to an empty one."""
+        """Called when a connection failed, or another server became the master: it may lack what was seen."""
 
-    def pool(self, send: Send) -> Pool:
-        """The connections to the server that a packet goes to.
+    def pool(self, send: Send, line: _Line | None = None) -> Pool:
+        """The connections to the server that a packet goes to; closing `line` ends a look for it.
 
         Raises:
             Unsent: nobody knows which that is.
         """
         place = Place(send.at) if send.at else self.topology.at(send.key, replica=send.replica)
         if place is None:
-            self._look(send.timeout)
+            self._look(send.timeout, line)
             place = self.topology.at(send.key, replica=send.replica)
             if place is None:
                 raise Unsent(self.address, "no server is known to hold this key", "CLUSTERDOWN")
         return self._pools.get(place) or self._to(place)
 
-    def lease(self, send: Send) -> Leased:
-        """A connection to the server that a packet goes to; raises as `pool`."""
-        return self.pool(send).lease()
+    def lease(self, send: Send, line: _Line | None = None) -> Leased:
+        """A connection to the server that a packet goes to; as `pool`."""
+        return self.pool(send, line).lease()
 
-    def own(self, send: Send) -> Leased:
-        """A new one, never given back: it will be blocked for long; raises as `pool`."""
-        return self.pool(send).own()
+    def own(self, send: Send, line: _Line | None = None) -> Leased:
+        """A new one, never given back: it will be blocked for long; as `pool`."""
+        return self.pool(send, line).own()
 
     def exchange(self, leased: Leased, commands: Sequence[Command], timeout: float, at: str = "") -> list[Any]:
         """Send commands in one packet and read their replies; as an ASK wants it, where it has named this server.
@@ -79,24 +87,31 @@ class Lane:
         self.topology.lost(place)
         self.on_loss()
 
-    def _look(self, timeout: float) -> None:
+    def _look(self, timeout: float, line: _Line | None) -> None:
         looking = self.topology.look()
         end = time.monotonic() + timeout
         reply: Any = None
         while True:
             try:
                 place, command = looking.send(reply)
-            except StopIteration:
+            except StopIteration as stop:
+                if stop.value:
+                    self.on_loss()
                 break
             if isinstance(reply, Failure) and time.monotonic() >= end:
                 raise reply
             pool = self._pools.get(place) or self._to(place)
+            leased, share = pool.lease(), min(timeout / 2, LOOK_MAX)
             try:
-                leased = pool.lease()
-                (reply,) = pool.exchange(leased, (command,), min(timeout / 2, LOOK_MAX))
+                if line is not None:
+                    line.begin(leased, share)
+                (reply,) = pool.exchange(leased, (command,), share)
                 pool.give_back(leased)
             except Failure as failure:
                 reply = failure
+            finally:
+                if line is not None:
+                    line.end(leased)
         for pool in tuple(self._pools.values()):
             pool.patient = True  # where one server does not listen, another may be in its place soon
 

@@ -76,10 +76,10 @@ class Line:
             self.check()
             self._busy.append(leased)
 
-    def end(self) -> None:
-        """Nothing is waited for any more."""
+    def end(self, leased: Leased | None = None) -> None:
+        """A connection is not waited for any more; none at all when it is not said which."""
         with self._lock:
-            self._busy.clear()
+            self._busy = [] if leased is None else [each for each in self._busy if each is not leased]
 
     def _connect(self, leased: Leased, timeout: float) -> None:
         """Connect in a thread of its own, to be left behind: nothing ends that before its time."""

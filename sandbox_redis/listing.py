@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from sandbox_redis import checks
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import InvalidArgumentError
-from sandbox_redis.exchange import Deadline
 from sandbox_redis.in_step import together
 from sandbox_redis.keys import Keys
 from sandbox_redis.record import Metadata, Sandbox, Status, sandbox_from_flat

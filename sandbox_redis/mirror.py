@@ -18,9 +18,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from sandbox_redis import checks
+from sandbox_redis.deadline import PAUSE_FIRST
 from sandbox_redis.driver import play
 from sandbox_redis.errors import CompactedError
-from sandbox_redis.exchange import PAUSE_FIRST
 from sandbox_redis.line import Line
 from sandbox_redis.mirroring import Change, Mirroring, OnChange
 from sandbox_redis.record import Sandbox

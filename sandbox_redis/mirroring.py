@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sandbox_redis import checks
+from sandbox_redis.deadline import PAUSE_FIRST
 from sandbox_redis.errors import (
     CompactedError,
     InvalidArgumentError,
@@ -22,7 +23,7 @@ from sandbox_redis.errors import (
     StoreUnavailableError,
     WaitTimeoutError,
 )
-from sandbox_redis.exchange import PAUSE_FIRST, asked
+from sandbox_redis.exchange import asked
 from sandbox_redis.follow import HEARTBEAT, is_place, place
 from sandbox_redis.keys import Keys
 from sandbox_redis.picture import Picture, draw, is_as_of

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from sandbox_redis import checks
 from sandbox_redis.concern import WriteConcern
-from sandbox_redis.errors import InvalidArgumentError, NotFoundError, TransitionError
+from sandbox_redis.errors import InvalidArgumentError, LayoutError, NotFoundError, TransitionError
 from sandbox_redis.queries import Queries
 from sandbox_redis.record import (
     Metadata,
@@ -25,13 +25,53 @@ from sandbox_redis.record import (
     status_to_fields,
     time_to_text,
 )
+from sandbox_redis.session import PARTITIONS_MAX
 from sandbox_redis.states import State
 from sandbox_redis.transaction import UpdateFunc, optimistic
 from sandbox_redis.wire import Op
 
 
+class Layout(NamedTuple):
+    """How a store is laid out, for good."""
+
+    partitions: int
+    events_maxlen: int
+    """About how many events each partition keeps."""
+
+
 class Operations(Queries):
     """The operations of one store."""
+
+    # -- laying out
+
+    def init(
+        self, *, partitions: int | None = None, events_maxlen: int | None = None, timeout: float | None = None
+    ) -> Op[Layout]:
+        """Lay the store out, as else the first write does. It may be done again. Two round trips.
+
+        Args:
+            partitions: 1 to 16384; as many as there are, or as the store was opened with, when None.
+            events_maxlen: about how many events each partition keeps, at least 1; the same when None.
+            timeout: seconds until the call gives up; the store's own `timeout` when None.
+
+        Returns:
+            How the store is laid out.
+
+        Raises:
+            LayoutError: it exists, with other numbers than were asked for; nothing was changed.
+            InvalidArgumentError: an argument breaks its rule; nothing was sent.
+            SchemaError, StoreUnavailableError: nothing was written.
+        """
+        deadline = self.deadline(timeout)
+        asked = (
+            None if partitions is None else checks.integer("partitions", partitions, 1, PARTITIONS_MAX),
+            None if events_maxlen is None else checks.integer("events_maxlen", events_maxlen, 1, checks.INT64_MAX),
+        )
+        layout = yield from self.open(deadline, new=(asked[0] or self._partitions, asked[1] or self.maxlen))
+        found = Layout(layout.partitions, self.maxlen)
+        if any(number not in (None, there) for number, there in zip(asked, found, strict=True)):
+            raise LayoutError(self.prefix, *found)
+        return found
 
     # -- creating
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from sandbox_redis import listing
-from sandbox_redis.exchange import Deadline
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.follow import Entry, Follower, place
 from sandbox_redis.keys import Keys
 from sandbox_redis.listing import Listing

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from sandbox_redis.connect import NOT_YET, Endpoint, answer, at_hand, fence, lost, pack, unsent
+from sandbox_redis.connect import Endpoint, fence, lost, unsent
+from sandbox_redis.replies import NOT_YET, answer, at_hand, pack
 from sandbox_redis.wire import Command, Unsent
 
 IDLE_MAX: Final = 0.1  # seconds that a connection may idle before it is looked at (2 us) when it is used again

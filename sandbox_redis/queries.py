@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sandbox_redis import checks, listing
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import AmbiguousIDError, InvalidArgumentError, NotFoundError
-from sandbox_redis.exchange import Deadline
 from sandbox_redis.in_step import together
 from sandbox_redis.listing import Page
 from sandbox_redis.record import Event, Sandbox, event_from_fields, hash_reply, pairs, sandbox_from_fields
@@ -36,6 +36,12 @@ class Counts:
     """In each of the four states."""
     nodes: Mapping[str, int]
     """On each node that has some, whatever their states, in the order of the nodes' names."""
+
+
+def _whole(score: bytes) -> int:
+    """The number that a score is which is not written in digits; 0 of what no agent has written."""
+    number = float(score)
+    return int(number) if number > 0 and number.is_integer() else 0
 
 
 class Queries(Session):
@@ -237,11 +243,8 @@ class Queries(Session):
 
         def part(partition: int) -> Op[Any]:
             names = (*layout.states(partition), layout.nodes(partition))
-            nodes = layout.node(partition, "")
-            reply = yield from self.exchange.run("counts", names, (nodes,), deadline, replica=self.replica)
+            reply = yield from self.exchange.run("counts", names, (), deadline, replica=self.replica)
             if isinstance(reply, ServerError):
-                (nodes,) = yield from self._ask((("ZRANGE", names[-1], 0, -1),), deadline)
-                names += tuple(layout.node(partition, node.decode(errors="replace")) for node in nodes)
                 yield from self.wrong_type(names, deadline, (b"zset",) * len(names))
             return reply
 
@@ -252,8 +255,8 @@ class Queries(Session):
                 states[State(name.decode())] += int(number)
             for name, number in pairs(on_nodes).items():
                 node = name.decode(errors="backslashreplace")
-                nodes[node] = nodes.get(node, 0) + int(number)
-        return Counts(states, dict(sorted(nodes.items())))
+                nodes[node] = nodes.get(node, 0) + (int(number) if number.isdigit() else _whole(number))
+        return Counts(states, {node: number for node, number in sorted(nodes.items()) if number > 0})
 
     def resolve(self, prefix: str, *, timeout: float | None = None) -> Op[str]:
         """The id that begins so, if there is only one: containerd's ``truncindex``. One round trip.

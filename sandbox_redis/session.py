@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 
 from sandbox_redis import checks, keys
 from sandbox_redis.concern import WriteConcern, concern
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -18,11 +19,12 @@ from sandbox_redis.errors import (
     StoreUnavailableError,
     TransitionError,
 )
-from sandbox_redis.exchange import Deadline, Exchange, Trace, token
+from sandbox_redis.exchange import Exchange
 from sandbox_redis.record import STATUS_FIELDS, Sandbox, hash_reply, pairs, sandbox_from_fields
 from sandbox_redis.seen import Seen
 from sandbox_redis.states import advice
 from sandbox_redis.topology import Topology
+from sandbox_redis.trace import Trace, token
 from sandbox_redis.wire import TRANSIENT, Command, Op, ServerError
 
 SCHEMA: Final = 1
@@ -110,9 +112,10 @@ class Session:
         """When an operation that begins now gives up."""
         return Deadline(self.timeout if timeout is None else checks.seconds("timeout", timeout), time.monotonic)
 
-    def open(self, deadline: Deadline, *, write: bool = True) -> Op[keys.Keys]:
-        """How the store is laid out. Whoever writes first decides; who only reads leaves no trace."""
-        if (known := self._keys) is not None:  # read once: another thread may forget it
+    def open(self, deadline: Deadline, *, write: bool = True, new: tuple[int, int] | None = None) -> Op[keys.Keys]:
+        """How the store is laid out. Whoever writes first decides; who only reads leaves no trace. With `new`, numbers
+        for a new store, it is asked for in any case."""
+        if new is None and (known := self._keys) is not None:  # read once: another thread may forget it
             return known
         key = keys.meta(self.prefix)
         (reply,) = yield from self.exchange.ask(
@@ -122,7 +125,7 @@ class Session:
             self.seen.laid_out(None)
             if not write:
                 return keys.Keys(self.prefix, self._partitions, laid_out=False)
-            ours = (SCHEMA, self._partitions, self.maxlen)
+            ours = (SCHEMA, *(new or (self._partitions, self.maxlen)))
             reply = yield from self.exchange.run("meta", (key,), ours, deadline)
             reply = reply if isinstance(reply, ServerError) else reply[1:]
         if isinstance(reply, ServerError):

@@ -149,6 +149,7 @@ class SandboxStore:
     resolve = _played(Operations.resolve)
     history = _played(Operations.history)
     wait = _played(Operations.wait)
+    init = _played(Operations.init)
     create = _played(Operations.create)
     load = _played(Operations.load)
     start = _played(Operations.start)

@@ -17,8 +17,10 @@ from typing import Any, Final
 import hiredis
 from redis.exceptions import ResponseError
 
-from sandbox_redis.connect import FAKEREDIS, lost, pack, refusal
+from sandbox_redis.connect import lost
 from sandbox_redis.pool import Leased
+from sandbox_redis.replies import pack, refusal
+from sandbox_redis.source import FAKEREDIS
 from sandbox_redis.wire import Question
 
 _NOT_YET = (BlockingIOError, ssl.SSLWantReadError)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 import select
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 
-from sandbox_redis.connect import pack
 from sandbox_redis.lane import Lane
 from sandbox_redis.pool import Leased, Pool
+from sandbox_redis.replies import pack
 from sandbox_redis.tail import Raw, wait
 from sandbox_redis.wire import Command, Hear, Lost, Question, Send, ServerError, Unsent
 
@@ -95,7 +96,8 @@ class Tap:
 
     def __init__(self, lane: Lane, line: Line | None = None) -> None:
         self._lane = lane
-        self._line = line
+        # Its line keeps it: in a circle, what a forgotten watch leaves open would be closed late, and with a warning.
+        self._line = (lambda: None) if line is None else weakref.ref(line)
         self._links: dict[Pool, _Link] = {}
         self._changed: set[bytes] = set()
         self._poll = select.poll()
@@ -108,7 +110,7 @@ class Tap:
         """Ask and wait for the answers; see `Hear`."""
         if hear.fresh:
             self.close()
-        line = self._line
+        line = self._line()
         try:
             if line is not None:
                 for link in self._links.values():
@@ -190,7 +192,7 @@ class Tap:
         packets: dict[Pool, list[Command]] = {}
         for n in this.asked:
             key, commands = this.hear.questions[n]
-            pool = self._lane.pool(Send(key, (), this.hear.timeout))
+            pool = self._lane.pool(Send(key, (), this.hear.timeout), self._line())
             link = self._links.get(pool) or self._connect(pool, this.hear.timeout)
             link.asked.append((n, len(commands)))
             link.missing += len(commands)
@@ -200,10 +202,10 @@ class Tap:
 
     def _connect(self, pool: Pool, timeout: float) -> _Link:
         leased = pool.own()
-        if self._line is None:
+        if (line := self._line()) is None:
             pool.connect(leased, timeout)
         else:
-            self._line.begin(leased, timeout)
+            line.begin(leased, timeout)
         link = self._links[pool] = _Link(leased, Raw(leased))
         self._poll.register(link.raw, select.POLLIN)
         link.raw.send(pack(GREETING)[0])

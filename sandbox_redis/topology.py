@@ -7,18 +7,13 @@ from __future__ import annotations
 import math
 import random
 import time
-from binascii import crc_hqx
 from collections.abc import Generator
-from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 from sandbox_redis.wire import TRANSIENT, Command, Failure, ServerError, Unsent
 
-SLOTS: Final = 16_384
-PARTITIONS: Final = 16  # of a store on a cluster, unless it is said otherwise
 SHUNNED: Final = 5.0  # seconds that nothing is read from a replica that did not answer
-_MOVING: Final = TRANSIENT | {"READONLY"}  # where another server becomes the master
-_UNNAMED: Final = (None, b"", b"?")  # how a node is called that does not know its own name
+MOVING: Final = TRANSIENT | {"READONLY"}  # where another server becomes the master
 
 
 class Place(NamedTuple):
@@ -38,8 +33,10 @@ class Ask(NamedTuple):
     command: Command
 
 
-Looking = Generator[Ask, Any, None]
-"""Gets the reply to each `Ask`, or its `Failure`."""
+Looking = Generator[Ask, Any, bool]
+"""Gets the reply to each `Ask`, or its `Failure`. Gives whether another server is the master than the one that was
+known, which has not failed.
+"""
 
 
 class Topology(Protocol):
@@ -91,6 +88,7 @@ class Single:
     def look(self) -> Looking:
         """As `Topology.look`: there is nothing to look for."""
         yield from ()
+        return False
 
     def heard(self, why: ServerError | Failure) -> None:
         """As `Topology.heard`."""
@@ -99,10 +97,10 @@ class Single:
         """As `Topology.lost`."""
 
 
-class _Several:
+class Several:
     """What Sentinels and clusters have in common: some servers that can be asked, in turn."""
 
-    passing = _MOVING
+    passing = MOVING
     replicas = True
 
     def __init__(self, address: str) -> None:
@@ -119,9 +117,9 @@ class _Several:
         said: Failure | None = None
         for place in tuple(places):
             reply = yield Ask(place, command)
-            _put_last(places, place.address)
+            put_last(places, place.address)
             if isinstance(reply, ServerError):
-                said = reply = _unsent(place.address, reply.message, reply.code, hopeless=reply.code not in TRANSIENT)
+                said = reply = unsent(place.address, reply.message, reply.code, hopeless=reply.code not in TRANSIENT)
             elif not isinstance(reply, Failure):
                 if reply or empty is None:
                     return place, reply
@@ -129,7 +127,7 @@ class _Several:
             failures.append(reply)
         said = said or next((failure for failure in failures if failure.code != "UNREACHABLE"), failures[0])
         hopeless = not self.found and all(getattr(failure, "hopeless", False) for failure in failures)
-        raise _unsent(said.address, said.reason, said.code, hopeless=hopeless)
+        raise unsent(said.address, said.reason, said.code, hopeless=hopeless)
 
     def _usable(self, replicas: list[Place]) -> Place | None:
         """One of them to read from."""
@@ -142,131 +140,16 @@ class _Several:
         self._shunned[replica] = self._again = time.monotonic() + SHUNNED
 
 
-class Sentinels(_Several):
-    """The master of a service, and its replicas, as Sentinels know them."""
-
-    partitions = 1
-    split = False
-
-    def __init__(self, service: str, sentinels: list[str]) -> None:
-        super().__init__(f"{service} of the sentinels {','.join(sentinels)}")
-        self.service = service
-        self._sentinels = [Place(sentinel, "sentinel") for sentinel in sentinels]
-        self._master: Place | None = None
-        self._replica: Place | None = None
-
-    def at(self, key: str, *, replica: bool = False) -> Place | None:
-        """As `Topology.at`."""
-        if not replica:
-            return self._master
-        return self._replica if time.monotonic() < self._again else None
-
-    def look(self) -> Looking:
-        """As `Topology.look`."""
-        unknown = _unsent(self.address, f"they know no service {self.service!r}", "UNREACHABLE", hopeless=True)
-        question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
-        _, master = yield from self._ask(self._sentinels, question, unknown)
-        self._master = self._replica = Place(address(*master), "master")
-        self.found, self._again = True, math.inf
-        with suppress(Failure):  # reading from the master will do
-            _, replicas = yield from self._ask(self._sentinels, ("SENTINEL", "REPLICAS", self.service))
-            able = [
-                Place(address(said[b"ip"], said[b"port"]), "replica")
-                for said in (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in replicas)
-                if not {b"s_down", b"o_down", b"disconnected"} & set(said[b"flags"].split(b","))
-                and said.get(b"master-link-status") == b"ok"
-            ]
-            self._replica = self._usable(able) or self._master
-
-    def heard(self, why: ServerError | Failure) -> None:
-        """As `Topology.heard`."""
-        if why.code in _MOVING:
-            self._master = self._replica = None
-
-    def lost(self, place: Place) -> None:
-        """As `Topology.lost`."""
-        if place.role == "replica":
-            self._replica = self._master
-            self._shun(place)
-        elif place.role != "sentinel":
-            self._master = self._replica = None
-
-
-class Cluster(_Several):
-    """The nodes of a cluster: which slots each has."""
-
-    partitions = PARTITIONS
-    split = True
-
-    def __init__(self, seeds: list[str]) -> None:
-        super().__init__(",".join(seeds))
-        self._seeds = [Place(seed) for seed in seeds]
-        self._nodes = list(self._seeds)
-        self._masters: list[Place | None] = [None] * SLOTS
-        self._replicas: dict[Place, Place] = {}  # of each master, the one to read from
-        self._stale = True
-        self._slots: dict[str, int] = {}  # hash tag → slot; a store has few
-
-    def at(self, key: str, *, replica: bool = False) -> Place | None:
-        """As `Topology.at`."""
-        if self._stale or (replica and time.monotonic() >= self._again):
-            return None
-        tag = tagged(key)
-        slot = self._slots.get(tag)
-        if slot is None:
-            slot = self._slots[tag] = crc_hqx(tag.encode(), 0) % SLOTS
-        master = self._masters[slot]
-        return self._replicas.get(master, master) if replica and master is not None else master
-
-    def look(self) -> Looking:
-        """As `Topology.look`."""
-        nobody = _unsent(self.address, "no slot of the cluster is served", "CLUSTERDOWN")
-        asked, ranges = yield from self._ask(self._nodes, ("CLUSTER", "SLOTS"), nobody)
-        own_name = asked.address.rpartition(":")[0].strip("[]").encode()
-        masters: list[Place | None] = [None] * SLOTS
-        replicas: dict[Place, list[Place]] = {}
-        for first, last, *nodes in ranges:
-            # Where a node does not know its own name, it is the one that was asked.
-            names = ((own_name if node[0] in _UNNAMED else node[0], node[1]) for node in nodes)
-            master, *others = (Place(address(*name)) for name in names)
-            masters[first : last + 1] = [master] * (last + 1 - first)
-            replicas.setdefault(master, []).extend(Place(other.address, "cluster replica") for other in others)
-        self._masters, self.found, self._again = masters, True, math.inf
-        chosen = ((master, self._usable(able)) for master, able in replicas.items())
-        self._replicas = {master: replica for master, replica in chosen if replica is not None}
-        known = [*replicas, *(Place(place.address) for able in replicas.values() for place in able), *self._seeds]
-        nodes = list(dict.fromkeys(known))
-        random.shuffle(nodes)  # each client asks another one, and each time
-        _put_last(nodes, asked.address)
-        self._nodes, self._stale = nodes, False
-
-    def heard(self, why: ServerError | Failure) -> None:
-        """As `Topology.heard`."""
-        text = why.message if isinstance(why, ServerError) else why.reason
-        slot = text.partition(" ")[0]
-        if why.code == "MOVED" and slot.isdigit() and (there := named(text)):
-            self._masters[int(slot)] = Place(there)  # others may not know yet
-        elif why.code != "ASK" and why.code in _MOVING:
-            self._stale = True
-
-    def lost(self, place: Place) -> None:
-        """As `Topology.lost`."""
-        if place.role == "cluster replica":
-            self._replicas = {master: chosen for master, chosen in self._replicas.items() if chosen != place}
-            self._shun(place)
-        else:
-            self._stale = True
-            _put_last(self._nodes, place.address)  # others know more of it
-
-
-def _put_last(places: list[Place], address: str) -> None:
+def put_last(places: list[Place], address: str) -> None:
+    """Ask that server last the next time."""
     places[:] = sorted(places, key=lambda place: place.address == address)  # at once: other threads read it
 
 
-def _unsent(address: str, reason: str, code: str, *, hopeless: bool = False) -> Unsent:
-    unsent = Unsent(address, reason, code)
-    unsent.hopeless = hopeless
-    return unsent
+def unsent(address: str, reason: str, code: str, *, hopeless: bool = False) -> Unsent:
+    """An `Unsent` that may be `hopeless`."""
+    failure = Unsent(address, reason, code)
+    failure.hopeless = hopeless
+    return failure
 
 
 def address(host: bytes | str, port: bytes | str | int) -> str:

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from sandbox_redis import checks
 from sandbox_redis.concern import WriteConcern
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import ConflictError, InvalidArgumentError, NotFoundError, OutcomeUnknownError
-from sandbox_redis.exchange import CONFLICT_MAX, Deadline, evalsha
+from sandbox_redis.exchange import evalsha
 from sandbox_redis.record import Sandbox, Status, hash_reply, sandbox_from_fields, status_to_fields
 from sandbox_redis.session import Session
 from sandbox_redis.states import State
 from sandbox_redis.wire import Failure, Lease, Lost, Op, Send, ServerError
 
+CONFLICT_MAX: Final = 0.004  # seconds; with longer pauses whoever wins goes on winning (measured: 0.1 of the fastest)
 UpdateFunc = Callable[[Status], Status]
 """Gets the status as it is, returns it as it is to be. It may be called more than once, so it must be pure."""
 

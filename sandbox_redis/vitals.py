@@ -7,10 +7,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, Final
 
-from sandbox_redis.exchange import Deadline, evalsha
+from sandbox_redis.deadline import Deadline
+from sandbox_redis.exchange import evalsha
 from sandbox_redis.keys import Keys
 from sandbox_redis.operations import Operations
 from sandbox_redis.record import pairs
@@ -53,17 +53,13 @@ class Vitals:
 
 def servers(operations: Operations, layout: Keys, *, timeout: float | None = None) -> Op[list[int]]:
     """Partitions, one of each server; of some server more than one where nobody says which server it is."""
-    seen: dict[str, int] = {}
-    if layout.partitions == 1:
+    if layout.partitions == 1 or not operations.split:
         return [0]
+    seen: dict[str, int] = {}
     for partition in range(layout.partitions):
         commands = (("INFO", "server"),)
         (reply,) = yield from _ask(operations, layout.events(partition), commands, operations.deadline(timeout))
-        said = _lines(reply)
-        run_id = said.get("run_id", "")
-        if run_id and said.get("redis_mode") != "cluster":
-            return [0]
-        seen.setdefault(run_id or str(partition), partition)
+        seen.setdefault(_lines(reply).get("run_id") or str(partition), partition)
     return list(seen.values())
 
 
@@ -100,7 +96,7 @@ def vitals(operations: Operations, layout: Keys, partition: int, *, timeout: flo
         began, before = time.time(), time.perf_counter()
         (now,) = yield from _ask(operations, key, (("TIME",),), deadline)
         trips.append((time.perf_counter() - before, began, now))
-    found.round_trip = median(trip for trip, _, _ in trips)
+    found.round_trip = sorted(trip for trip, _, _ in trips)[PINGS // 2]
     trip, began, now = min(trips, key=lambda each: each[0])  # the quickest says most exactly when it was
     if isinstance(now, ServerError):
         found.unanswered["TIME"] = now.message

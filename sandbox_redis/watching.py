@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from sandbox_redis import checks
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import StoreRolledBackError, StoreUnavailableError
-from sandbox_redis.exchange import Deadline, Exchange, asked
+from sandbox_redis.exchange import Exchange, asked
 from sandbox_redis.follow import HEARTBEAT, Entry, Follower, begin, check_since
 from sandbox_redis.keys import Keys
 from sandbox_redis.listing import NOTHING

@@ -19,6 +19,7 @@ from sandbox_redis import (
     NotFoundError,
     SandboxStore,
     SchemaError,
+    Severity,
     State,
     Status,
     StoreUnavailableError,
@@ -26,6 +27,7 @@ from sandbox_redis import (
 )
 from sandbox_redis.acl import Role
 from sandbox_redis.cli import main
+from sandbox_redis.soak.deployment import Clusters
 
 NEWEST = {"valkey": (9, 1), "redis": (7, 0)}
 VERSIONS = ["oldest", "newest"]
@@ -66,6 +68,7 @@ ADMINS = (  # what an admin may do beside
     ("MEMORY", "STATS"),
     ("MEMORY", "USAGE", "sandbox:meta"),
     ("SLOWLOG", "GET"),
+    ("TIME",),
     ("XINFO", "STREAM", "sandbox:{0}:events"),
 )
 FOR_OTHERS = {  # granted for clusters, replicas and lost connections, which there are none of here
@@ -187,6 +190,8 @@ READS: dict[str, Callable[[Any], Any]] = {
     "port_forward": lambda store: store.port_forward("a-READY"),
     "status": lambda store: store.status("a-READY").get(),
     "audit": lambda store: store.audit(),
+    "doctor": lambda store: store.doctor(),  # its repair is a write, see below
+    "init": lambda store: store.init(),  # of a store that is there
 }
 WRITES: dict[str, Callable[[Any], Any]] = {  # in an order in which an agent can run them all
     "create": lambda store: store.create(sandbox_id="b-1", node="node-2"),
@@ -274,11 +279,12 @@ def test_a_store_that_is_new_is_laid_out_by_an_agent_and_not_by_a_reader(url, ro
     before = everything()
     with SandboxStore.from_url(as_reader) as store:
         assert store.ids() == []
-        with pytest.raises(StoreUnavailableError, match="does not permit this user"):
-            store.create()
+        for write in (store.create, store.init):
+            with pytest.raises(StoreUnavailableError, match="does not permit this user"):
+                write()
     assert everything() == before
     with SandboxStore.from_url(url(Role.AGENT)) as store:
-        store.create()
+        assert store.init().partitions == 1
     assert root.hget("sandbox:meta", "schema") == b"1"
 
 
@@ -311,6 +317,34 @@ def test_only_an_admin_looks_into_the_server(role, url, filled, everything):
     assert everything() == before
     looking.close()
     other.close()
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_doctor_examines_the_whole_store_for_every_role_and_the_server_for_an_admin(role, version, url, filled):
+    with SandboxStore.from_url(url(role, version)) as store:
+        report = store.doctor()
+    assert report.sandboxes == 4
+    assert report.of(Severity.PROBLEM) == ()
+    left_out = {each.subject for each in report.of(Severity.NOTE) if "was refused" in each.message}
+    assert left_out == (set() if role is Role.ADMIN else {"INFO", "CONFIG GET", "TIME"})
+    assert not any(each.area == "store" for each in report.of(Severity.WARNING))
+
+
+@pytest.mark.parametrize("role", Role)
+def test_agents_and_admins_mend_what_a_reader_only_finds(role, version, url, root, filled, everything):
+    with SandboxStore.from_url(url(role, version)) as store:
+        root.zrem("sandbox:{0}:state:READY", "a-READY")
+        (damage,) = store.doctor().of(Severity.PROBLEM)
+        before = everything()
+        if role is Role.READER:
+            with pytest.raises(StoreUnavailableError, match="does not permit this user"):
+                store.doctor(repair=True)
+            assert everything() == before
+            return
+        report = store.doctor(repair=True)
+        assert (report.of(Severity.PROBLEM), len(report.mended)) == ((), 1)
+        assert damage.repairable
+        assert store.audit().problems == []
 
 
 def test_an_agent_can_write_to_its_store_without_the_operations(url, filled):
@@ -348,19 +382,38 @@ def test_a_role_may_send_what_the_store_sends_and_no_more(role, version, url, ro
     root.config_resetstat()
     with SandboxStore.from_url(as_role) as store:
         for read in READS.values():
-            if read is not READS["audit"]:
-                read(store)
+            read(store)
         with pytest.raises(SchemaError, match="wrong"):
             store.get("wrong")
         if role is Role.AGENT:
             for write in WRITES.values():
                 write(store)
-        used = {each.removeprefix("cmdstat_") for each in root.info("commandstats")}
-        root.delete("sandbox:{0}:status:wrong")
-        store.audit()
-        used |= {"scan"}
+        said = root.info("commandstats")
+    used = {each.removeprefix("cmdstat_") for each, counted in said.items() if counted["calls"]}
     owners = {"script|flush", "config|resetstat", "info", "auth", "hello"}
     assert set(acl.commands(role, version)) - FOR_OTHERS == used - owners - FOR_OTHERS
+
+
+def test_on_a_cluster_the_roles_are_as_good():
+    with Clusters(masters=1, replicas=0, aof="no") as cluster:
+        (server,) = cluster.servers
+        for role in Role:
+            rules = acl.rules(role, "sandbox", version=(7, 0), password="word")
+            server.ask("ACL", "SETUSER", f"sandbox-{role}", *rules)
+        urls = {role: cluster.url.replace("//", f"//sandbox-{role}:word@") for role in Role}
+        with SandboxStore.from_url(urls[Role.AGENT]) as agent, SandboxStore.from_url(urls[Role.READER]) as reader:
+            agent.create(sandbox_id="a")
+            with reader.mirror() as mirror, reader.watch() as watch:
+                mirror.wait_for(agent.start("a", pid=7))
+                assert mirror.get("a").status.pid == 7
+                agent.stop("a")
+                assert [next(watch).transition, next(watch).transition] == ["start", "stop"]
+            with pytest.raises(StoreUnavailableError, match="does not permit this user"):
+                reader.remove("a")
+        for url in urls.values():
+            with SandboxStore.from_url(url) as store:
+                report = store.doctor()
+                assert (report.sandboxes, report.of(Severity.PROBLEM)) == (1, ())
 
 
 # -- passwords and forms

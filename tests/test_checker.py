@@ -18,7 +18,7 @@ from sandbox_redis import Metadata, NotFoundError, Sandbox, SandboxStore, State,
 from sandbox_redis.soak import inside
 from sandbox_redis.soak.agent import perform, steps
 from sandbox_redis.soak.checker import check
-from sandbox_redis.soak.history import Call, Glimpse, History, Outcome, Seen, Watched
+from sandbox_redis.soak.history import Call, Glimpse, History, Outcome, Seen, Survey, Watched
 from sandbox_redis.soak.log import HistoryLog, Reader
 from sandbox_redis.soak.model import Change, effect, may_refuse, state_of, updated
 from sandbox_redis.soak.part import COUNTERS
@@ -133,9 +133,9 @@ class World:
         glimpse = Glimpse(sandbox_id, self.revisions.get(sandbox_id, ""), at, at + 1)
         self.mirror.glimpses.append(glimpse)
 
-    def report(self, losses=None):
+    def report(self, losses=None, write_losses=None):
         everybody = [*self.histories.values(), self.watcher, self.mirror]
-        return check(everybody, [self.changes], records=self.records, losses=losses)
+        return check(everybody, [self.changes], records=self.records, losses=losses, write_losses=write_losses)
 
     def told(self, operation=None, outcome=Outcome.OK, *, wrote=True):
         """The calls that were told so, oldest first."""
@@ -163,8 +163,8 @@ def world():
     return made
 
 
-def faults(world, losses=None):
-    return set(world.report(losses).found)
+def faults(world, losses=None, write_losses=None):
+    return set(world.report(losses, write_losses).found)
 
 
 @given(seed=st.integers(0, 2**64), agents=st.integers(1, 8), ids=st.integers(1, 4))
@@ -382,6 +382,27 @@ def test_a_mirror_that_is_wrong_in_the_end_is_found(world):
     assert faults(world) == {Fault.MIRROR}
 
 
+def test_a_listing_that_cannot_be_is_found(world):
+    """Nothing else happens at its moment."""
+    moment = max(call.end for call in world.calls if call.end) + 1
+    there = sorted(world.revisions.items())
+    older = next(c.revision for c in world.changes if c.id == there[0][0] and c.revision != there[0][1])
+
+    def told(found, what="list", asked=(), total=None):
+        survey = Survey(what, asked, found, len(found) if total is None else total, moment, moment + 1)
+        world.mirror.surveys = [survey]
+        return faults(world)
+
+    assert told(there) == told([], "counts", total=len(there)) == set()
+    assert told(there[:1], "get_many", (there[0][0], "nobody")) == set()
+    assert told(there[1:]) == {Fault.SURVEY}, "one is missing"
+    assert told([*there, there[0]]) == {Fault.SURVEY}, "one is told twice"
+    assert told([*there, ("nobody", "1-0")]) == {Fault.SURVEY}
+    assert told([(there[0][0], older), *there[1:]]) == {Fault.SURVEY}, "it is not so any more"
+    assert told([], "get_many", (there[0][0],)) == {Fault.SURVEY}
+    assert told([], "counts", total=len(there) + 1) == {Fault.SURVEY}
+
+
 def test_what_was_lost_with_the_servers_data_is_counted(world):
     call = world.told("update")[-1]
     lost = copy.copy(call)
@@ -390,8 +411,12 @@ def test_what_was_lost_with_the_servers_data_is_counted(world):
     world.histories[call.agent].calls.append(lost)
     assert faults(world) == {Fault.LOST}
     assert faults(world, Losses([(0, call.end)])) == {Fault.LOST}  # it was asked for when the fault was over
-    report = world.report(Losses([(lost.end + 100, lost.end + 200)]))
+    # All servers had it, and only then one was lost.
+    assert faults(world, Losses([(lost.end + 100, lost.end + 200)])) == {Fault.LOST}
+    losses = Losses([(lost.start + 10, lost.end + 200)])
+    report = world.report(losses)
     assert (report.violations, report.lost_writes) == ([], 1)
+    assert faults(world, losses, Losses()) == {Fault.LOST}, "it had been acknowledged with a write concern"
 
 
 def test_violations_are_readable(world):
@@ -449,7 +474,7 @@ class Agents:
                         try:
                             asked.answer = carry_out(store, operation, sandbox_id, args)
                         finally:
-                            asked.request, asked.lost = last()
+                            asked.request, asked.lost = last(asked.id)
 
     def run(self, carry_out=perform, number=300):
         """What the check says when one of them does everything in its own way."""
@@ -460,7 +485,7 @@ class Agents:
                 for operation, args in (("create", {"created_at_ns": 1}), ("start", {"pid": 1})):
                     with log.asking(operation, sandbox_id, **args) as asked:
                         asked.answer = perform(self.store, operation, sandbox_id, args)
-                        asked.request, asked.lost = last()
+                        asked.request, asked.lost = last(asked.id)
         jobs = [("odd", carry_out), *((f"agent-{i}", perform) for i in range(3))]
         threads = [threading.Thread(target=self.work, args=(*job, number)) for job in jobs]
         for thread in threads:

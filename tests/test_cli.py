@@ -885,7 +885,7 @@ def test_every_operation_has_a_command():
     commands = {command.name for command in app.registered_commands}
     operations = {operation.replace("_", "-") for operation in MACHINE} - {"remove", "force-remove", "update"}
     insight = {"acl", "counts", "watch", "wait", "doctor", "top", "history", "key", "states"}
-    assert operations | insight | {"get", "ls", "rm", "serve", "run", "demo", "soak"} == commands
+    assert operations | insight | {"get", "ls", "rm", "serve", "run", "demo", "init", "soak"} == commands
 
 
 def test_options_behind_the_command_of_run_belong_to_it(cli, monkeypatch):

@@ -275,7 +275,7 @@ def test_the_outcome_is_unknown_when_the_server_lost_its_data(write, busy, flavo
     with pytest.raises(OutcomeUnknownError) as caught:
         write.run(warm, "a")
     assert caught.value.request == token_in(proxy.packets[write.packet])
-    assert mine(other, "a") == []
+    assert by_me(other.audit(), "a") == []  # it was not done again
 
 
 # -- a packet that arrives late, when its write has long been done again

@@ -12,12 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from sandbox_redis import SandboxStore, StoreUnavailableError, topology
+from sandbox_redis import SandboxStore, StoreUnavailableError, sentinels, topology
 from sandbox_redis.aio_lane import AsyncLane
+from sandbox_redis.cluster import SLOTS, Cluster
+from sandbox_redis.concern import WriteConcern
+from sandbox_redis.deadline import Deadline
 from sandbox_redis.errors import OutcomeUnknownError
-from sandbox_redis.exchange import Deadline, Exchange, Trace, asked
+from sandbox_redis.exchange import Exchange, asked
 from sandbox_redis.lane import Lane
-from sandbox_redis.topology import SLOTS, Cluster, Place, Sentinels, Single, asking, tagged
+from sandbox_redis.sentinels import Sentinels
+from sandbox_redis.topology import Place, Single, asking, tagged
+from sandbox_redis.trace import Trace
 from sandbox_redis.transaction import optimistic
 from sandbox_redis.wire import Lease, Lost, Send, ServerError, Sleep, Unsent
 
@@ -91,6 +96,7 @@ def test_a_service_that_no_sentinel_knows_is_a_mistake_and_later_an_outage():
         look(known, {A: GONE, B: sentinel(None)})
     assert error.value.hopeless
     look(known, {A: GONE, B: sentinel("m:6379")})
+    known.lost(known.at("k"))
     with pytest.raises(Unsent) as error:
         look(known, {A: sentinel(None), B: sentinel(None)})
     assert not error.value.hopeless
@@ -120,6 +126,7 @@ def test_only_replicas_that_are_up_and_linked_are_read_from():
     look(known, {A: sentinel("m:6379", *replicas)})
     assert known.at("k", replica=True) == Place("[::1]:4", "replica")
     assert known.at("k") == Place("m:6379", "master")
+    known.lost(known.at("k"))
     look(known, {A: sentinel("m:6379", *replicas[:3])})
     assert known.at("k", replica=True) == Place("m:6379", "master")
 
@@ -173,6 +180,44 @@ def test_a_sentinel_with_an_old_view_does_not_keep_others_from_being_asked():
         named.add(known.at("k").address)
         known.lost(known.at("k"))
     assert "new:1" in named
+
+
+def test_every_now_and_then_one_sentinel_is_asked_whether_the_master_is_still_the_same(monkeypatch):
+    monkeypatch.setattr(sentinels, "CHECKED", 0.0)
+    known = Sentinels("it", [A, B, C])
+    look(known, {A: sentinel("m:1"), B: sentinel("m:1"), C: sentinel("m:1")})
+    assert known.at("k") is None  # it is time to look
+    asked = look(known, {A: sentinel("m:1"), B: sentinel("m:1"), C: sentinel("m:1")})
+    assert len(asked) == 1
+    monkeypatch.setattr(sentinels, "CHECKED", 100.0)
+    look(known, {A: sentinel("m:1"), B: sentinel("m:1"), C: sentinel("m:1")})
+    assert known.at("k") == Place("m:1", "master")
+
+
+def test_most_sentinels_must_name_another_master(monkeypatch):
+    known = Sentinels("it", [A, B, C])
+    look(known, {A: sentinel("m:1"), B: sentinel("m:1"), C: sentinel("m:1")})
+    for one in (A, B, C):  # it has an old view, or is cut off with the old master
+        answers = {each: sentinel("m:2" if each is one else "m:1") for each in (A, B, C)}
+        for _ in range(10):
+            look(known, answers)
+        assert known.at("k") == Place("m:1", "master")
+    able = sentinel("m:2", ("r:1", "slave", "ok"))
+    for _ in range(3):  # B is asked first once at most; and the replicas of another master are others
+        look(known, {A: able, B: GONE, C: able})
+    assert known.at("k") == Place("m:2", "master")
+    assert known.at("k", replica=True) == Place("r:1", "replica")
+
+
+def test_sentinels_that_do_not_answer_change_nothing_and_are_left_alone():
+    known = Sentinels("it", [A, B])
+    look(known, {A: sentinel("m:1"), B: sentinel("m:1")})
+    silent = Unsent(A, "timed out")
+    assert sum(len(look(known, {A: silent, B: ServerError("LOADING", "no")})) for _ in range(20)) <= 20
+    for _ in range(20):
+        look(known, {A: silent, B: silent})
+    assert look(known, {A: silent, B: silent}) == []
+    assert known.at("k") == Place("m:1", "master")
 
 
 # -- clusters
@@ -360,7 +405,7 @@ def deadline(clock=None):
     return Deadline(5.0, clock or Clock())
 
 
-EXCHANGE = Exchange("it", topology._MOVING)
+EXCHANGE = Exchange("it", topology.MOVING)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +447,7 @@ def test_what_does_not_pass_in_time_is_raised_with_what_to_do(code):
 
 
 def trace():
-    return Trace("it", 0, ("k", "e"), "token", "0-0", 100)
+    return Trace("it", 0, ("k", "e"), "token", "0-0", 100, WriteConcern())
 
 
 ASK = ServerError("ASK", f"{SLOT} ::1:2")
@@ -491,7 +536,9 @@ def update(replies):
     store = SandboxStore("redis+cluster://a:1")
     session = store._operations
     layout = [[b"1", b"16", b"1000"]]
-    op = optimistic(session, "it", lambda status: status.__class__(status.state, 2, status.created_at_ns), deadline())
+    op = optimistic(
+        session, "it", lambda status: status.__class__(status.state, 2, status.created_at_ns), deadline(), None
+    )
     return played(op, [layout, [[]], *replies])
 
 

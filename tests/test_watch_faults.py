@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import signal
 import socket
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -782,6 +783,30 @@ def test_a_server_that_comes_back_older(flavour, own_server, tmp_path, written):
 
 
 @every_flavour
+@pytest.mark.parametrize("reconnects", [False, True])
+def test_an_event_of_another_master_with_the_same_number_is_not_taken_for_ours(flavour, own_server, reconnects):
+    """In a failover two servers may be the master for a while, and both count by milliseconds."""
+    server = own_server()
+    with opened(flavour, server.url) as store, SandboxStore.from_url(server.url) as other:
+        fill(other)
+        watch = store.watch()
+        place = other.stop("s1").revision
+        assert next(watch).revision == place
+        with redis.Redis.from_url(server.url) as looking:
+            key = "sandbox:{0}:events"
+            *before, (_, fields) = looking.xrange(key)
+            with looking.pipeline(transaction=True) as pipeline:
+                pipeline.delete(key)
+                for revision, known in [*before, (place, fields | {b"request": b"another"})]:
+                    pipeline.xadd(key, known, revision)
+                pipeline.execute()
+            if reconnects:
+                looking.client_kill_filter(_type="normal", skipme=True)
+        assert isinstance(ending(watch, 5), StoreRolledBackError)
+        assert_over(watch)
+
+
+@every_flavour
 def test_a_server_that_comes_back_with_other_partitions(flavour, own_server):
     server = own_server()
     with opened(flavour, server.url, partitions=4) as store:
@@ -829,10 +854,15 @@ def test_closing_ends_a_watch_that_has_lost_its_connection(at, flavour, proxy, o
         watch = store.watch()
         other.stop("a")
         next(watch)
-        swallow = partial(proxy.fault, "swallow", {at})
+        swallows = threading.Event()
+
+        def swallow() -> None:
+            proxy.fault("swallow", {at})
+            swallows.set()
+
         proxy.fault("before", {0}, then=swallow)
         waiting = aside(next, watch, "over")
-        until(lambda: proxy._how == "swallow" and (proxy.fired or len(proxy.packets) > 5))
+        until(lambda: swallows.is_set() and (proxy.fired or len(proxy.packets) > 5))
         assert_closes(watch, waiting)
 
 

@@ -2,11 +2,13 @@
 -- Nothing here refuses: whoever calls has read and decided before.
 
 -- probe: fail on keys of another type before anything is written, because a failed script is not rolled back. The key
--- that is written first need not be probed.
+-- that is written first need not be probed. It returns how many are in `index`.
 local function probe(events, index, other)
   redis.call("XLEN", events)
-  redis.call("ZCARD", index)
-  redis.call("ZCARD", other or index)
+  if other then
+    redis.call("ZCARD", other)
+  end
+  return redis.call("ZCARD", index)
 end
 
 -- permit: fail on a command that this user may not send, before anything is written, for the same reason.
@@ -22,6 +24,15 @@ local function leave(indexes, state, id)
     for _, index in pairs(indexes) do
       redis.pcall("ZREM", index, id)
     end
+  end
+end
+
+-- tally: note how many sandboxes a node has. What was noted before does not matter, so a wrong number does not last.
+local function tally(all_nodes, node, number)
+  if number > 0 then
+    redis.call("ZADD", all_nodes, number, node)
+  else
+    redis.call("ZREM", all_nodes, node)
   end
 end
 
@@ -78,26 +89,26 @@ local function move(record, events, indexes, maxlen, id, transition, before, sta
   redis.call("HSET", record, unpack(fields))
 end
 
--- erase: delete a record with its index entries, and append the event that says so.
-local function erase(record, events, indexes, all_nodes, nodes, maxlen, id, transition, status, by, request)
+-- erase: delete a record with its index entries, and append the event that says so. `on_node` is how many its node has
+-- with it, as `probe` returned it.
+local function erase(record, events, indexes, all_nodes, nodes, on_node, maxlen, id, transition, status, by, request)
   permit("XADD", events, "*", "id", id)
   permit("DEL", record)
   permit("ZREM", nodes .. status.node, id)
   permit("ZREM", all_nodes, id)
+  permit("ZADD", all_nodes, 0, id)
   leave(indexes, status.state, id)
   if status.node ~= "" then
-    redis.call("ZREM", nodes .. status.node, id)
-    if redis.call("ZCARD", nodes .. status.node) == 0 then
-      redis.call("ZREM", all_nodes, status.node)
-    end
+    tally(all_nodes, status.node, on_node - redis.call("ZREM", nodes .. status.node, id))
   end
   event(events, maxlen, id, transition, status.state, nil, status, by, request)
   redis.call("DEL", record)
 end
 
--- insert: write a record that was not there, with its index entries and its event. `metadata` is a flat list of
--- fields and values.
-local function insert(record, events, indexes, all_nodes, nodes, maxlen, id, transition, status, by, request, metadata)
+-- insert: write a record that was not there, with its index entries and its event. `on_node` is how many its node has
+-- without it, as `probe` returned it; `metadata` is a flat list of fields and values.
+local function insert(record, events, indexes, all_nodes, nodes, on_node, maxlen, id, transition, status, by, request,
+  metadata)
   permit("HGETALL", record)
   permit("XADD", events, "*", "id", id)
   permit("HSET", record, "state", status.state)
@@ -105,8 +116,7 @@ local function insert(record, events, indexes, all_nodes, nodes, maxlen, id, tra
   permit("ZADD", all_nodes, 0, id)
   redis.call("ZADD", indexes[status.state], 0, id)
   if status.node ~= "" then
-    redis.call("ZADD", nodes .. status.node, 0, id)
-    redis.call("ZADD", all_nodes, 0, status.node)
+    tally(all_nodes, status.node, on_node + redis.call("ZADD", nodes .. status.node, 0, id))
   end
   local revision = event(events, maxlen, id, transition, nil, status.state, status, by, request, metadata)
   local fields = { "revision", revision, "request", request }

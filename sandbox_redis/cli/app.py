@@ -15,7 +15,21 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from sandbox_redis import __version__
-from sandbox_redis.cli import acl, creating, doctor, history, key, listing, machine, programs, records, top, wait, watch
+from sandbox_redis.cli import (
+    acl,
+    creating,
+    doctor,
+    history,
+    init,
+    key,
+    listing,
+    machine,
+    programs,
+    records,
+    top,
+    wait,
+    watch,
+)
 from sandbox_redis.cli.groups import expanded
 from sandbox_redis.cli.options import Form, Where
 from sandbox_redis.cli.statuses import PROGRAM, ExitStatus, complain, complain_of, describe
@@ -95,6 +109,7 @@ INSIGHT: Final[tuple[Entry, ...]] = (
     ("states", machine.states, ("sandbox-redis states", "sandbox-redis states --format dot | dot -Tsvg > states.svg")),
 )
 PROGRAMS: Final[tuple[Entry, ...]] = (
+    ("init", init.init, ("sandbox-redis init --partitions 64",)),
     ("serve", programs.serve, ("sandbox-redis serve", "sandbox-redis serve --memory --socket /run/sandbox.sock")),
     ("run", programs.run, ("sandbox-redis run --name job-7 --rm -- python job.py --fast",)),
     ("demo", programs.demo, ("sandbox-redis demo", "sandbox-redis demo --agents 5 --seconds 30")),
@@ -105,7 +120,7 @@ _STATUSES: Final = """\b
 Exit statuses:
   0  ok
   1  refused: no such sandbox, there is one already, an ambiguous id, no such move, others were faster,
-     or the events to go on from are gone; doctor found problems
+     the events to go on from are gone, or the store is laid out otherwise; doctor found problems
   2  wrong usage; nothing was sent
   3  the store is unavailable, or holds what cannot be read
   4  the write may or may not have happened: look before you write again

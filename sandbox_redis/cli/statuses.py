@@ -19,6 +19,7 @@ from sandbox_redis.errors import (
     ConflictError,
     DurabilityError,
     InvalidArgumentError,
+    LayoutError,
     NotFoundError,
     OutcomeUnknownError,
     SandboxError,
@@ -37,7 +38,7 @@ class ExitStatus(IntEnum):
     OK = 0
     REFUSED = 1
     """No such sandbox, or there is one, or the id is ambiguous, or the state machine has no such move, or others were
-    faster, or the events to go on from are gone; or `doctor` found problems."""
+    faster, or the events to go on from are gone, or the store is laid out otherwise; or `doctor` found problems."""
     USAGE = 2
     UNAVAILABLE = 3
     """The store cannot be reached, or what is in it cannot be read."""
@@ -55,6 +56,7 @@ _REFUSALS: Final = (
     NotFoundError,
     AmbiguousIDError,
     AlreadyExistsError,
+    LayoutError,
     TransitionError,
     ConflictError,
     CompactedError,  # and with it StoreRolledBackError: the store serves, but nobody can go on from there

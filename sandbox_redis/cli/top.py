@@ -5,6 +5,7 @@ shows stands in ``sandbox_redis.top``. A docstring is its command's help.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from typing import Annotated, Final
@@ -12,7 +13,7 @@ from typing import Annotated, Final
 import typer
 
 from sandbox_redis.cli.options import Where, Which
-from sandbox_redis.cli.statuses import ExitStatus, complain
+from sandbox_redis.cli.statuses import SIGNALLED, ExitStatus, complain
 
 INTERVAL_MIN: Final = 0.1
 INTERVAL_MAX: Final = 60.0
@@ -41,6 +42,8 @@ def top(
     with where.store() as store, Feed(store, states=which.states or None, **which.filters(), interval=interval) as feed:
         app = Top(feed, repr(store).removeprefix("<SandboxStore ").removesuffix(">"))
         status = app.run()
+    if status == SIGNALLED + signal.SIGHUP:  # the library's thread may go on reading what is not there, for ever
+        os._exit(status)
     if app.failure is not None:
         raise app.failure
     raise typer.Exit(status or ExitStatus.OK)

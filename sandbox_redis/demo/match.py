@@ -75,16 +75,21 @@ def match(asked: Iterable[Question], events: Iterable[Event], killed: frozenset[
     ]
 
 
+def _name(event: Event) -> tuple[str, str]:
+    """What no other event has: revisions are unique in a partition only."""
+    return event.id, event.revision
+
+
 class _Matching:
     def __init__(self, events: Iterable[Event]) -> None:
-        self._events = {event.revision: event for event in events}
+        self._events = {_name(event): event for event in events}
         self._removals = {event.id: event for event in self._events.values() if event.sandbox is None}
         self.left = dict(self._events)
         """The events that no question has claimed."""
 
     def answered(self, question: Question, answer: Entry) -> list[str]:
         """Claim the event that an answer names: by its revision, or it is the removal of the sandbox. What is wrong."""
-        event = self._events.get(answer.revision) if answer.revision else self._removals.get(answer.id)
+        event = self._events.get((answer.id, answer.revision)) if answer.revision else self._removals.get(answer.id)
         if event is None:
             return [f"{question} was acknowledged, but there is no event {answer.revision or 'of a removal'}"]
         if event.id != answer.id or (event.sandbox and event.sandbox.status != answer.status):
@@ -92,13 +97,13 @@ class _Matching:
         made_none = not answer.removed if event.sandbox is None else not question.may_have_made(event)
         if made_none and question.asked.operation in _MAY_CHANGE_NOTHING:
             return []
-        if not question.may_have_made(event) or event.revision not in self.left:
+        if not question.may_have_made(event) or _name(event) not in self.left:
             return [f"{question} was acknowledged, but event {event.revision} is not its own"]
-        question.event = self.left.pop(event.revision)
+        question.event = self.left.pop(_name(event))
         return []
 
     def find(self, question: Question) -> None:
         """Claim an event for a question without an answer, if there is one."""
         event = next((event for event in self.left.values() if question.may_have_made(event)), None)
         if event is not None:
-            question.event = self.left.pop(event.revision)
+            question.event = self.left.pop(_name(event))

@@ -18,6 +18,7 @@ from sandbox_redis.soak.history import OPEN, UNWRITTEN, Call, History, Outcome
 from sandbox_redis.soak.model import Change, effect, may_refuse, state_of, transitions
 from sandbox_redis.soak.report import Fault, Losses, Report
 from sandbox_redis.soak.sights import Sights
+from sandbox_redis.soak.surveys import surveyed
 from sandbox_redis.soak.timeline import Timeline
 from sandbox_redis.states import ABSENT
 
@@ -28,6 +29,7 @@ def check(
     *,
     records: Mapping[str, Sandbox] | None = None,
     losses: Losses | None = None,
+    write_losses: Losses | None = None,
 ) -> Report:
     """Decide whether a history was possible.
 
@@ -35,7 +37,8 @@ def check(
         histories: what each process did.
         changes: all events of the store from its first on, for each partition, in order.
         records: what the store holds in the end; not looked at when None.
-        losses: when the server may have lost data that it had confirmed: never, when None.
+        losses: when the server may have lost data that somebody had seen: never, when None.
+        write_losses: when it may have lost writes that were acknowledged with their write concern: the same, when None.
 
     Returns:
         What contradicts the promises of the store; `Report.violations` is empty when nothing does.
@@ -55,13 +58,14 @@ def check(
     for sandbox_id in calls.keys() | events.keys() | (records or {}).keys():
         mine = events[sandbox_id]
         lines[sandbox_id] = line = Timeline(mine)
-        _Check(report, losses, line, mine, calls[sandbox_id]).run()
+        _Check(report, losses, losses if write_losses is None else write_losses, line, mine, calls[sandbox_id]).run()
         if records is not None:
             _records(report, sandbox_id, mine, records.get(sandbox_id))
     sights = Sights(report, losses, changes, lines)
     for history in histories:
         sights.watches(history)
         sights.glimpses(history)
+        surveyed(report, losses, lines, history)
         if history.final is not None and records is not None:
             sights.final(history, {sandbox_id: record.revision for sandbox_id, record in records.items()})
     return report
@@ -86,6 +90,7 @@ class _Check:
 
     report: Report
     losses: Losses
+    write_losses: Losses
     line: Timeline
     changes: Sequence[Change]
     calls: Sequence[Call]
@@ -212,6 +217,14 @@ class _Check:
                 self._lost(call)
             return None
         status = self.changes[number - 1].status
+        if call.status != status and self.losses.during(call.start, call.end):
+            # Two servers were the master, and gave one number to two events.
+            self.damaged = True
+            if call.operation in ("get", "port_forward"):
+                self.report.lost_sights += 1
+            else:
+                self._lost(call)
+            return None
         if call.status != status:
             told = f"was told {call.status} of revision {call.revision}"
             self.report.add(Fault.EFFECT, call.id, f"{call} {told}; its event says {status}")
@@ -223,7 +236,7 @@ class _Check:
         return number
 
     def _lost(self, call: Call) -> None:
-        if self.losses.after(call.start):
+        if self.write_losses.during(call.start, call.end):
             self.report.lost_writes += 1
             self.damaged = True
         else:

@@ -103,6 +103,10 @@ class Clusters(Deployment):
             raise UnsettledError(f"no server has slot {slot} now")
         return max(found)[-1]
 
+    def reign(self) -> str:
+        """Who has which slots."""
+        return repr([member.slots for server in self.servers if not (member := view(server)[0]).master])
+
     def _join(self) -> None:
         masters, replicas = self.servers[: self.masters], self.servers[self.masters :]
         for number, server in enumerate(self.servers):

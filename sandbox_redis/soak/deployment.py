@@ -24,14 +24,23 @@ SERVICE: Final = "sandbox"
 _SENTINEL: Final = f"""\
 sentinel monitor {SERVICE} {{host}} {{port}} {{quorum}}
 sentinel down-after-milliseconds {SERVICE} 800
-sentinel failover-timeout {SERVICE} 3000
+sentinel failover-timeout {SERVICE} 1500
 sentinel parallel-syncs {SERVICE} 1
 """
 # Sentinels read INFO each 10 s, and only after four greetings they make a server that was the master a replica again.
 # They ask a new master after a second whether it is there, when by the above it counts as down already: it would be
 # replaced at once, with the loss of what it was told (measured). But a replica that has not answered for five of those
-# periods is not chosen.
-_PERIODS: Final = {"PING-PERIOD": 300, "INFO-PERIOD": 1000, "PUBLISH-PERIOD": 500, "ASK-PERIOD": 500}
+# periods is not chosen. When they elect nobody, as after a freeze that was too short or when each votes for itself,
+# they wait for twice the failover-timeout, also when the master is lost meanwhile. And when they were not run for two
+# seconds, on a busy machine, they do nothing for TILT-PERIOD, which is 30 s.
+_PERIODS: Final = {
+    "PING-PERIOD": 300,
+    "INFO-PERIOD": 1000,
+    "PUBLISH-PERIOD": 500,
+    "ASK-PERIOD": 500,
+    "ELECTION-TIMEOUT": 1000,
+    "TILT-PERIOD": 2000,
+}
 
 
 class Standalone(Deployment):
@@ -127,6 +136,10 @@ class Sentinels(Deployment):
         for port, _ in votes.most_common(1):
             return next(server for server in self.servers if server.port == int(port))
         raise UnsettledError("no sentinel answers")
+
+    def reign(self) -> str:
+        """The number of the last failover."""
+        return str(max(_pairs(each.ask("SENTINEL", "MASTER", SERVICE))["config-epoch"] for each in self.sentinels))
 
     def run(self, server: Node) -> None:
         """Run a server or sentinel that was stopped; a sentinel becomes quicker than those of real life."""

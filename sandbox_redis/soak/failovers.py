@@ -112,6 +112,11 @@ class LoseMaster(Fault):
         """What the replica did not have."""
         return True
 
+    @classmethod
+    def may_lose_confirmed(cls, deployment: Deployment) -> bool:
+        """Nothing: all that a replica had confirmed had been sent to all of them."""
+        return False
+
     def cause(self) -> str:
         """Kill the master, and wait until there is another one."""
         victim = self._victim = self.master()

@@ -39,8 +39,13 @@ class Fault(ABC):
 
     @classmethod
     def may_lose(cls, deployment: Deployment) -> bool:
-        """Whether writes that a server has confirmed can be gone afterwards."""
+        """Whether writes that a server has acknowledged can be gone afterwards."""
         return False
+
+    @classmethod
+    def may_lose_confirmed(cls, deployment: Deployment) -> bool:
+        """Whether those can be gone that a replica had confirmed as well."""
+        return cls.may_lose(deployment)
 
     @abstractmethod
     def cause(self) -> str:

@@ -14,10 +14,10 @@ from sandbox_redis.soak.history import UNWRITTEN, Call, History, Outcome
 from sandbox_redis.soak.model import Change
 from sandbox_redis.soak.report import Fault, Losses, Report, Violation
 
-PLANNED: Final = frozenset({"failover", "migration", "atomic-migration"})
+PLANNED: Final = frozenset({"failover", "coordinated-failover", "migration", "atomic-migration"})
 """The faults that an operator asks for, so that callers should meet no error."""
 _ERRORS: Final = frozenset({Outcome.UNAVAILABLE, Outcome.UNKNOWN, Outcome.FAILED})
-_DEFINITE: Final = UNWRITTEN | {Outcome.OK}
+_DEFINITE: Final = UNWRITTEN | {Outcome.OK, Outcome.UNDURABLE}
 _SECOND: Final = 10**9  # nanoseconds
 
 
@@ -31,13 +31,22 @@ class Happened:
     start: int
     end: int
     """When all was healthy again."""
+    safe: int = 0
+    """What was acknowledged before cannot be lost by it: all servers had it."""
     may_lose: bool = False
-    """Whether the server may have lost writes that it had confirmed."""
+    """Whether a server may have lost writes that it had acknowledged."""
+    may_lose_confirmed: bool = False
+    """Whether those may be lost that were acknowledged with a write concern."""
 
 
 def losses(faults: Iterable[Happened]) -> Losses:
-    """When the server may have lost data."""
-    return Losses((fault.start, fault.end) for fault in faults if fault.may_lose)
+    """When a server may have lost what it had acknowledged."""
+    return Losses((fault.safe, fault.end) for fault in faults if fault.may_lose)
+
+
+def write_losses(faults: Iterable[Happened], write_concern: int | None) -> Losses:
+    """When a server may have lost acknowledged writes for which so many replicas were waited."""
+    return Losses((f.safe, f.end) for f in faults if (f.may_lose_confirmed if write_concern else f.may_lose))
 
 
 @dataclass(slots=True)
@@ -65,8 +74,8 @@ class Figures:
     stale_reads: int = 0
     """Reads that were stale while a server lost data."""
     double_applies: int = 0
-    planned: Counter[str] = field(default_factory=Counter)
-    """Errors that callers saw during a fault that an operator asks for."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Fault → errors that callers saw during it: unavailable, unknown."""
     gaps: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Fault → after each of them, the longest time in seconds without a successful write."""
     violations: list[Violation] = field(default_factory=list)
@@ -86,8 +95,9 @@ class Figures:
         faults: Sequence[Happened],
         report: Report,
         changes: Sequence[Sequence[Change]],
+        over: int,
     ) -> None:
-        """Add one round, of which `changes` are the events."""
+        """Add one round, of which `changes` are the events; agents were told to end at the moment `over`."""
         calls = [call for history in histories for call in history.calls]
         self.operations += len(calls)
         self.outcomes.update(call.outcome.value for call in calls)
@@ -106,16 +116,17 @@ class Figures:
         self.violations += report.violations
         self.violations_found += report.found.total()
         self.double_applies += report.found[Fault.DOUBLE]
-        self._plan(calls, faults)
+        self._errors(calls, faults)
         written = {change.request for partition in changes for change in partition}
-        ends = sorted(call.end for call in calls if call.outcome is Outcome.OK and call.request in written)
+        ends = sorted(
+            call.end for call in calls if call.outcome is Outcome.OK and call.request in written and call.end <= over
+        )
         self._gap(ends, faults)
 
-    def _plan(self, calls: Iterable[Call], faults: Iterable[Happened]) -> None:
+    def _errors(self, calls: Iterable[Call], faults: Iterable[Happened]) -> None:
         bad = [call for call in calls if call.outcome in _ERRORS]
         for fault in faults:
-            if fault.name in PLANNED:
-                self.planned[fault.name] += sum(call.start <= fault.end and fault.start <= call.end for call in bad)
+            self.errors[fault.name] += sum(call.start <= fault.end and fault.start <= call.end for call in bad)
 
     def _gap(self, ends: Sequence[int], faults: Sequence[Happened]) -> None:
         following = [*(fault.start for fault in faults[1:]), ends[-1] if ends else 0]
@@ -143,7 +154,7 @@ class Figures:
             "acknowledged_writes_lost": self.lost_writes,
             "stale_reads": self.stale_reads,
             "double_applies": self.double_applies,
-            "errors_while_planned": {name: self.planned[name] for name in self.faults if name in PLANNED},
+            "errors": {name: self.errors[name] for name in self.faults if self.errors[name] or name in PLANNED},
             "gaps": {
                 name: {"p50": round(median(gaps), 3), "max": round(max(gaps), 3)} for name, gaps in self.gaps.items()
             },
@@ -175,7 +186,11 @@ class Figures:
         ]
         if self.stale_reads:
             rows.append(("stale in a failover", f"{self.stale_reads:,} reads"))
-        rows += [(f"errors in a {name}", f"{self.planned[name]:,}") for name in self.faults if name in PLANNED]
+        rows += [
+            (f"errors: {name}", f"{self.errors[name]:,}")
+            for name in sorted(self.faults)
+            if self.errors[name] or name in PLANNED
+        ]
         for name, gaps in sorted(self.gaps.items()):
             rows.append((f"no write: {name}", f"{median(gaps):.2f} s at p50, {max(gaps):.2f} s at most"))
         width = max(len(heading) for heading, _ in rows)

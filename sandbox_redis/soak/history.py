@@ -89,6 +89,22 @@ class Glimpse:
 
 
 @dataclass(slots=True)
+class Survey:
+    """What one process was told of many sandboxes at once."""
+
+    what: str
+    """``list``, ``get_many`` or ``counts``."""
+    asked: tuple[str, ...]
+    """The ids that were asked for; empty for all sandboxes."""
+    found: list[tuple[str, str]]
+    """Id and revision of each that was there, in the order in which they were told."""
+    total: int
+    """How many there were; for ``counts``, all that is known."""
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
 class Seen:
     """One event as a watch told it."""
 
@@ -117,6 +133,7 @@ class History:
     calls: list[Call] = field(default_factory=list)
     watches: list[Watched] = field(default_factory=list)
     glimpses: list[Glimpse] = field(default_factory=list)
+    surveys: list[Survey] = field(default_factory=list)
     final: dict[str, str] | None = None
     """Id → revision: what a mirror had at its end."""
     reads: int = 0

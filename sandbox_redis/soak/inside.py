@@ -12,10 +12,10 @@ from typing import Any, Final
 from sandbox_redis.aio import AsyncSandboxStore
 from sandbox_redis.demo.inside import delete_store
 from sandbox_redis.driver import play
-from sandbox_redis.exchange import Trace
 from sandbox_redis.record import event_from_flat
 from sandbox_redis.soak.model import Change
 from sandbox_redis.store import SandboxStore
+from sandbox_redis.trace import Trace
 from sandbox_redis.wire import Op
 
 __all__ = ["changes", "delete_store", "last_ids", "no_place", "problems", "traced"]
@@ -24,22 +24,23 @@ _PAGE: Final = 1000  # events in one reply
 _KEPT: Final = 100  # events of each partition for the audit, which has everything in memory at once
 
 
-def traced(store: SandboxStore | AsyncSandboxStore) -> Callable[[], tuple[str, bool]]:
-    """From now on, this gives the token of the last write of the thread or task that asks, and whether its reply was
-    lost on the way; each once."""
-    current: ContextVar[Trace | None] = ContextVar("trace", default=None)
+def traced(store: SandboxStore | AsyncSandboxStore) -> Callable[[str], tuple[str, bool]]:
+    """From now on, this gives the token of the last write to a sandbox by the thread or task that asks, and whether its
+    reply was lost on the way; each once."""
+    current: ContextVar[dict[str, Trace] | None] = ContextVar("traces", default=None)
     original = store._operations.trace
 
     def trace(*args: Any) -> Op[Trace]:
         made = yield from original(*args)
-        current.set(made)
+        if (traces := current.get()) is None:
+            current.set(traces := {})
+        traces[made.id] = made
         return made
 
     setattr(store._operations, "trace", trace)  # noqa: B010 - mypy lets nobody assign to a method
 
-    def last() -> tuple[str, bool]:
-        made = current.get()
-        current.set(None)
+    def last(sandbox_id: str) -> tuple[str, bool]:
+        made = (current.get() or {}).pop(sandbox_id, None)
         return ("", False) if made is None else (made.request, bool(made.fences))
 
     return last

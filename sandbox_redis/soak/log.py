@@ -26,7 +26,7 @@ from sandbox_redis.errors import (
     TransitionError,
 )
 from sandbox_redis.record import Event, Sandbox, Status
-from sandbox_redis.soak.history import OPEN, Call, Glimpse, History, Outcome, Seen, Watched, status_of
+from sandbox_redis.soak.history import OPEN, Call, Glimpse, History, Outcome, Seen, Survey, Watched, status_of
 
 _OUTCOMES: Final[dict[str, Outcome]] = {
     NotFoundError.__name__: Outcome.NOT_FOUND,
@@ -48,16 +48,18 @@ class Kind(IntEnum):
     SEEN = 3
     GLIMPSED = 4
     ENDED = 5
+    SURVEYED = 6
 
 
 class Asking:
     """One call, as a context manager that notes how it ends. No error of the store leaves it."""
 
-    __slots__ = ("_log", "_number", "answer", "lost", "request")
+    __slots__ = ("_log", "_number", "answer", "id", "lost", "request")
 
-    def __init__(self, log: HistoryLog, number: int) -> None:
+    def __init__(self, log: HistoryLog, number: int, id: str) -> None:
         self._log = log
         self._number = number
+        self.id = id
         self.answer: object = None
         """What the store returned."""
         self.request = ""
@@ -101,7 +103,7 @@ class HistoryLog:
         = store.stop(id)``."""
         self._number += 1
         self.write(Kind.ASKED, self._number, time.monotonic_ns(), operation, id, args)
-        return Asking(self, self._number)
+        return Asking(self, self._number, id)
 
     def seen(self, event: Event) -> None:
         """Note an event that a watch told."""
@@ -169,6 +171,9 @@ class Reader:
                 history.watches[-1].events.append(seen)
             case Kind.GLIMPSED:
                 history.glimpses.append(Glimpse(*facts))
+            case Kind.SURVEYED:
+                what, ids, found, *rest = facts
+                history.surveys.append(Survey(what, tuple(ids), [(each, revision) for each, revision in found], *rest))
             case Kind.ENDED:
                 history.final, history.reads = facts
                 if history.watches:

@@ -26,6 +26,13 @@ class Kill(Fault):
         """What was not flushed; and on a slow machine, a replica may have taken over before."""
         return deployment.servers[0].aof != "always" or fails_over(deployment)
 
+    @classmethod
+    def may_lose_confirmed(cls, deployment: Deployment) -> bool:
+        """In a cluster a master that comes back takes no writes before it knows whether it is still one."""
+        return cls.may_lose(deployment) and not (
+            deployment.topology == "cluster" and deployment.servers[0].aof == "always"
+        )
+
     def cause(self) -> str:
         """Kill the master and start it."""
         server = self.master()

@@ -8,8 +8,9 @@ import json
 import random
 import sys
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import Any, Final, Self
+
+from sandbox_redis.concern import WriteConcern
 
 URL: Final = "SANDBOX_REDIS_URL"  # a command line is no place for a password
 EVENTS_MAXLEN: Final = 10**9  # the check needs every event, so none is trimmed
@@ -53,15 +54,13 @@ class Part:
     @property
     def settings(self) -> dict[str, Any]:
         """How it opens the store."""
-        concern = {}
-        if self.write_concern is not None:
-            concern["write_concern"] = import_module("sandbox_redis.concern").WriteConcern(replicas=self.write_concern)
+        concern = None if self.write_concern is None else WriteConcern(replicas=self.write_concern)
         return {
             "prefix": self.prefix,
             "agent": self.name,
             "partitions": self.partitions,
             "events_maxlen": EVENTS_MAXLEN,
-            **concern,
+            "write_concern": concern,
         }
 
     def chance(self, what: object = "") -> random.Random:

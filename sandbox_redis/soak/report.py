@@ -36,6 +36,8 @@ class Fault(StrEnum):
     """A watch passed over it."""
     REPEATED = "repeated event"
     """A watch told it twice, or in the wrong order."""
+    SURVEY = "wrong listing"
+    """A listing or a count lacks what was there all the time, or tells what never was, or twice."""
     MIRROR = "wrong mirror"
     """A mirror went back, or told what never was."""
     ERROR = "unexpected error"
@@ -78,8 +80,8 @@ class Report:
 
 
 class Losses:
-    """The times in which the server may have lost data that it had confirmed: (from, to) of failovers and crashes, in
-    nanoseconds. Empty where it must lose none."""
+    """The times in which a server may have lost what it had acknowledged in them: (from, to) of failovers and crashes,
+    in nanoseconds. Empty where it must lose none."""
 
     def __init__(self, windows: Iterable[tuple[int, int]] = ()) -> None:
         self._windows = sorted(windows)

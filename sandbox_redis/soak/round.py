@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from sandbox_redis.soak.agent import TASKS, write
 from sandbox_redis.soak.checker import check
 from sandbox_redis.soak.crew import Crew, Member
 from sandbox_redis.soak.faults import draw
-from sandbox_redis.soak.figures import Figures, Happened, losses
+from sandbox_redis.soak.figures import PLANNED, Figures, Happened, losses, write_losses
 from sandbox_redis.soak.history import Outcome
 from sandbox_redis.soak.log import HistoryLog, Reader
 from sandbox_redis.soak.part import COUNTERS, EVENTS_MAXLEN, LAST, Part
@@ -92,6 +92,12 @@ class Round:
     _answered: int = 0
     """When the last call succeeded."""
     _deaths: int = 0
+    _reign: str = ""
+    """Of the deployment, when it was healthy at last."""
+    _safe: int = 0
+    """What was acknowledged before this moment was on all servers, then."""
+    _over: int = 0
+    """When the agents were told to end."""
 
     def run(self) -> None:
         """Run and check it, and delete the store."""
@@ -119,8 +125,9 @@ class Round:
             self._begin(crew)
             self._break(crew, agents)
             figures.seconds += time.monotonic() - self._begun
+            self._over = time.monotonic_ns()
             figures.problems += crew.fallen() + crew.end(agents)
-            figures.problems += self._heal()
+            self._settle()
             write(store, log, (("create", each, {"created_at_ns": 1}) for each in last))
         figures.problems += crew.wait(observers)
         crew.read()
@@ -146,7 +153,10 @@ class Round:
             for i in range(plan.agents)
         ]
         names = [f"watch-{i + 1}" for i in range(plan.watches)] + [f"mirror-{i + 1}" for i in range(plan.mirrors)]
-        return agents, [crew.start("sandbox_redis.soak.observer", part(name)) for name in names]
+        return agents, [
+            crew.start("sandbox_redis.soak.observer", part(name, asyncio=number % 2 == 1))
+            for number, name in enumerate(names)
+        ]
 
     def _begin(self, crew: Crew) -> None:
         """Wait until everybody has begun."""
@@ -164,6 +174,9 @@ class Round:
 
     def _break(self, crew: Crew, agents: list[Member]) -> None:
         """One fault after the other, until the round is over."""
+        self._safe = time.monotonic_ns()
+        if self.scene.deployment is not None:
+            self._reign = self.scene.deployment.reign()
         while self._wait(crew, self.chance.uniform(*_QUIET)):
             if self.scene.deployment is None or self.chance.random() < _KILLS:
                 self._kill(crew, agents)
@@ -210,7 +223,8 @@ class Round:
             lossless=deployment.topology == "standalone",
             without=_WITHOUT,
         )
-        start = time.monotonic_ns()
+        self._settle()
+        safe, start = self._safe, time.monotonic_ns()
         text = f"{fault.name} was only tried"
         try:
             text = fault.cause()
@@ -221,19 +235,29 @@ class Round:
             fault.mend()
         except (SandboxError, RedisError) as error:
             self.scene.figures.problems.append(f"{fault.name} could not be mended: {error}")
-        self._happened(Happened(fault.name, text, start, time.monotonic_ns(), fault.may_lose(deployment)))
+        may_lose, confirmed = fault.may_lose(deployment), fault.may_lose_confirmed(deployment)
+        self._settle(told=may_lose or fault.name in PLANNED)
+        self._happened(Happened(fault.name, text, start, time.monotonic_ns(), safe, may_lose, confirmed))
 
     def _happened(self, fault: Happened) -> None:
         self.faults.append(fault)
         self.scene.say(f"{time.monotonic() - self._begun:6.1f} s  {fault.name}: {fault.text}")
 
-    def _heal(self) -> Iterable[str]:
-        if self.scene.deployment is not None:
-            try:
-                self.scene.deployment.settled()
-            except SandboxError as error:
-                return [f"the deployment did not become healthy: {error}"]
-        return []
+    def _settle(self, *, told: bool = False) -> None:
+        """Wait until all servers have all that has been acknowledged so far. Where nobody was `told` to, none may have
+        become the master: on a machine that is too busy it happens, and what may be lost then is no violation."""
+        if (deployment := self.scene.deployment) is None:
+            return
+        start = time.monotonic_ns()
+        try:
+            reign = deployment.settled().reign()
+        except (SandboxError, RedisError) as error:
+            self.scene.figures.problems.append(f"the deployment did not become healthy: {error}")
+            return
+        if reign != self._reign and not told:
+            text = "a replica took over, and nobody had caused it: this machine is too busy"
+            self._happened(Happened("no-reason", text, self._safe, time.monotonic_ns(), self._safe, True, True))
+        self._safe, self._reign = start, reign
 
     # -- what is to be seen
 
@@ -255,7 +279,13 @@ class Round:
         histories = [own.history, *crew.histories]
         changes = inside.changes(store)
         records = {sandbox.id: sandbox for sandbox in store.list(states=list(State))}
-        report: Report = check(histories, changes, records=records, losses=losses(self.faults))
+        report: Report = check(
+            histories,
+            changes,
+            records=records,
+            losses=losses(self.faults),
+            write_losses=write_losses(self.faults, self.scene.plan.write_concern),
+        )
         for problem in inside.problems(store):
             report.add(Fault.RECORD, "", problem)
-        self.scene.figures.count(histories, self.faults, report, changes)
+        self.scene.figures.count(histories, self.faults, report, changes, self._over)

@@ -5,7 +5,6 @@ I/O.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from sandbox_redis.soak.history import History, Watched
 from sandbox_redis.soak.model import Change
@@ -52,6 +51,9 @@ class Sights:
                 continue
             change = self._changes[partition][at]
             if (change.transition, change.status) != (seen.transition, seen.status):
+                if self._losses:  # another master gave it the same number
+                    self._report.lost_sights += 1
+                    continue
                 told = f"{name} told of event {seen.revision} of {seen.id}: {seen.transition} to {seen.status}"
                 self._report.add(Fault.EFFECT, seen.id, f"{told}; it was {change.transition} to {change.status}")
             if at < following[partition]:
@@ -70,7 +72,7 @@ class Sights:
         return self._places[partition].get(place, -1) + 1
 
     def _missed(self, name: str, partition: int, first: int, end: int) -> None:
-        for change in islice(self._changes[partition], first, end):
+        for change in self._changes[partition][first:end]:
             what = f"{change.transition} of {change.id} (event {change.revision})"
             self._report.add(Fault.MISSED, change.id, f"{name} passed over {what}")
 
@@ -89,7 +91,8 @@ class Sights:
                 self._wrong(glimpse.id, glimpse.start, f"{told}, which never was after {line.revision(known)}")
             elif number < known:
                 text = f"{told}, after it had told revision {line.revision(known)}"
-                self._report.add(Fault.MIRROR, glimpse.id, text)
+                self._wrong(glimpse.id, glimpse.start, text)  # the other may have been another master's
+                last[glimpse.id] = number
             elif not line.begun(number, glimpse.end):
                 self._wrong(glimpse.id, glimpse.start, f"{told}, which came later")
             else:

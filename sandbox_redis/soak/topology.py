@@ -18,6 +18,7 @@ from sandbox_redis.soak.node import Node
 
 _LOADING: Final = 60.0  # seconds for a server to load its append-only file
 _POLL: Final = 0.02  # seconds between two looks at a deployment
+_CATCH_UP: Final = 1.0  # seconds for a replica to have what its master had: under load it is always a little behind
 
 
 class UnsettledError(SandboxError):
@@ -71,6 +72,14 @@ class Deployment(ABC):
         Raises:
             UnsettledError: there is none now.
         """
+
+    def reign(self) -> str:
+        """What is another when another server has become a master.
+
+        Raises:
+            redis.RedisError: a server does not answer.
+        """
+        return ""
 
     def run(self, server: Node) -> None:
         """Run a server that was stopped; returns when it answers.
@@ -171,6 +180,10 @@ def lagging(master: Node, replicas: list[Node], expected: int) -> str | None:
         said = replica.info("replication")
         if said["master_link_status"] != "up":
             return f"{replica} is not connected to {master}"
-        if (at := int(said["slave_repl_offset"])) < offset:
-            return f"{replica} is {offset - at} bytes behind {master}"
+        until = time.monotonic() + _CATCH_UP
+        while (at := int(said["slave_repl_offset"])) < offset:
+            if time.monotonic() > until:
+                return f"{replica} is {offset - at} bytes behind {master}"
+            time.sleep(_POLL)
+            said = replica.info("replication")
     return None
