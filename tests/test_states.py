@@ -214,6 +214,8 @@ def test_a_move_of_the_table_changes_record_indexes_and_events_as_one(
         others = [member for member in was.pop(key, []) if member[0] != b"it"]
         here = not gone and index in (after, "node-1")
         assert now.pop(key, []) == sorted([*others, *([(b"it", 0.0)] if here else [])])
+    was.pop(f"{prefix}:{{0}}:nodes")
+    assert now.pop(f"{prefix}:{{0}}:nodes") == [(b"node-1", 1.0 if gone else 2.0)]  # the bystander, and it
     assert now == was
 
 
