@@ -219,14 +219,21 @@ def percent(share: float) -> str:
     return f"{share * 100:,.0f} %" if share >= 0.1 else f"{share * 100:.2g} %"
 
 
+def _one_or_more(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
-    parser.add_argument("--sandboxes", type=int, default=1_000_000)
-    parser.add_argument("--hosts", type=int, help="machines that have them; else one for 100")
+    parser.add_argument("--sandboxes", type=_one_or_more, default=1_000_000, help="how many there are at a time")
+    parser.add_argument("--hosts", type=_one_or_more, help="machines that have them; else one for 100")
     parser.add_argument("--changes-per-second", type=float, help="else 1 for 500 sandboxes: a life of 33 minutes")
     parser.add_argument("--reads-per-second", type=float, help="get; else 5 for each change")
-    parser.add_argument("--watchers", type=int, default=5)
-    parser.add_argument("--mirrors", type=int, default=5)
+    parser.add_argument("--watchers", type=int, default=5, help="watches of the whole store")
+    parser.add_argument("--mirrors", type=int, default=5, help="mirrors of the whole store")
     parser.add_argument("--processes", type=int, help="with a connection to each node; else one on each host")
     parser.add_argument("--replicas", type=int, default=1, help="of each master")
     parser.add_argument("--events-maxlen", type=int, default=100_000, help="events that each partition keeps")

@@ -31,6 +31,7 @@ _REASONS: Final = {
     "NOPERM": ("its ACL does not permit this user the command or key", "log in as another user or change the ACL"),
     "MAXCLIENTS": ("it has as many connections as it takes (maxclients)", "raise maxclients, or end idle clients"),
     "CLUSTERDOWN": ("the cluster does not serve this now", "mend the nodes that are down"),
+    "MOVED": ("it is a node of a cluster", "give the URL as redis+cluster://"),
     "TRYAGAIN": ("keys are being moved from it to another one", "try again when they are, or give a longer timeout"),
     "ASK": ("keys are being moved from it to another one", "try again when they are, or give a longer timeout"),
     "MASTERDOWN": ("it is a replica without its master", "connect to the master, or mend the replication"),

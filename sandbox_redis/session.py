@@ -69,9 +69,10 @@ class Session:
         wanted = topology.partitions if partitions is None else partitions
         self._partitions = checks.integer("partitions", wanted, 1, PARTITIONS_MAX)
         self.maxlen = checks.integer("events_maxlen", events_maxlen, 1, checks.INT64_MAX)
-        if read_from not in READ_FROM or (read_from == "replica" and not topology.replicas):
-            rule = "master or replica is needed, and replicas are known by Sentinels and clusters only"
-            raise InvalidArgumentError("read_from", read_from, rule)
+        if read_from not in READ_FROM:
+            raise InvalidArgumentError("read_from", read_from, f"one of {', '.join(READ_FROM)} is needed")
+        if read_from == "replica" and not topology.replicas:
+            raise InvalidArgumentError("read_from", read_from, "only Sentinels and clusters know of replicas")
         self.replica = read_from == "replica"
         """Whether queries may ask replicas."""
         self.exchange = Exchange(topology.address, topology.passing)

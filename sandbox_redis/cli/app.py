@@ -124,6 +124,7 @@ Exit statuses:
   2  wrong usage; nothing was sent
   3  the store is unavailable, or holds what cannot be read
   4  the write may or may not have happened: look before you write again
+  5  the write was made, but replicas or the disk have not confirmed it
   124  what was waited for has not happened in time
 With several sandboxes it is the highest of theirs; 130 after Ctrl-C, 143 after SIGTERM."""
 

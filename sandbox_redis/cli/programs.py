@@ -127,9 +127,6 @@ def soak(
     ] = "standalone",
     binary: Annotated[str | None, typer.Option(help="The server to start.", metavar="PATH")] = None,
     agents: Annotated[int, typer.Option(help="How many agents; each is a process.", metavar="N", min=1)] = 8,
-    replicas: Annotated[
-        int | None, typer.Option(help="How many replicas each write waits for.", metavar="N", min=0)
-    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of what is random, to have the same choices again.", metavar="N")
     ] = None,
@@ -147,12 +144,14 @@ def soak(
 
     if seconds is not None and minutes is not None:
         raise InvalidArgumentError("--minutes", minutes, "it is told by --seconds as well: leave one out")
+    if where.fsync:
+        raise InvalidArgumentError("--fsync", where.fsync, "the agents of a soak wait for replicas only")
     status = run_soak(
         url=where.url,
         seconds=60 * minutes if minutes is not None else 60.0 if seconds is None else seconds,
         topology=topology,
         binary=binary,
-        replicas=replicas,
+        replicas=where.wait_replicas,
         agents=agents,
         seed=seed,
         as_json=as_json,
