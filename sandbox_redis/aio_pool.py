@@ -73,6 +73,10 @@ class AsyncPool:
                 closed = await leased.connection.can_read()
             except (RedisError, OSError):
                 closed = True
+            except asyncio.CancelledError:  # its turn is for others now
+                await leased.connection.disconnect(nowait=True)
+                self.give_back(leased)
+                raise
             if closed:
                 await leased.connection.disconnect(nowait=True)
                 self.on_loss()
