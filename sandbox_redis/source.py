@@ -139,7 +139,9 @@ def _single(pool: Any) -> Single:
 def without_password(url: str) -> str:
     """A URL as it may be shown."""
     hidden = re.sub(r"(//[^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
-    return re.sub(r"(password=)[^&]*", r"\1***", hidden)
+    if not url.startswith(SCHEMES):  # where its parts are is not certain
+        hidden = re.sub(r"^(\s*[\w+.-]*:?/*).*@", r"\1***@", url, flags=re.DOTALL)
+    return re.sub(r"(passw[^=&]*=)[^&]*", r"\1***", hidden)
 
 
 def _fault(url: str, error: Exception) -> str:
