@@ -150,7 +150,7 @@ def test_a_write_that_the_replica_does_not_have_in_time_is_made_and_not_confirme
 
 @every_flavour
 def test_a_call_has_a_write_concern_of_its_own(flavour, pair):
-    with opened(flavour, pair.url) as store:
+    with opened(flavour, pair.url, timeout=60) as store:
         store.create(sandbox_id="a", write_concern=REPLICA)
         pair.halt()
         store.start("a", pid=1)
@@ -183,13 +183,13 @@ def test_what_changes_nothing_or_is_refused_is_not_confirmed_either(flavour, pai
 
 @every_flavour
 def test_the_wait_for_replicas_ends_within_the_timeout_of_the_call(flavour, pair):
-    with opened(flavour, pair.url) as store:
+    with opened(flavour, pair.url, timeout=60) as store:
         store.create(sandbox_id="a", write_concern=REPLICA)
         pair.halt()
         began = time.monotonic()
         with pytest.raises(DurabilityError):
             store.start("a", pid=1, timeout=0.5, write_concern=WriteConcern(replicas=1, timeout=60))
-        assert time.monotonic() - began < 30  # it is a busy machine
+        assert time.monotonic() - began < 0.5
         began = time.monotonic()
         with pytest.raises(DurabilityError):  # the connection is waited for longer than for any other reply
             store.stop("a", timeout=1, write_concern=WriteConcern(replicas=1, timeout=0.7))

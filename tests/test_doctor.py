@@ -114,7 +114,7 @@ EDITS = st.tuples(
 )
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(EDITS, max_size=8), by_hand=st.sets(st.sampled_from(sorted(BY_HAND)), max_size=4))
 def test_all_damage_is_found_and_indexes_are_mended_and_nothing_else(servers, edits, by_hand):
     url = servers("valkey").url

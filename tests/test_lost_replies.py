@@ -275,7 +275,11 @@ def test_the_outcome_is_unknown_when_the_server_lost_its_data(write, busy, flavo
     with pytest.raises(OutcomeUnknownError) as caught:
         write.run(warm, "a")
     assert caught.value.request == token_in(proxy.packets[write.packet])
-    assert by_me(other.audit(), "a") == []  # it was not done again
+    audit = other.audit()
+    assert by_me(audit, "a") == []  # it was not done again
+    layout = [problem for problem in audit.problems if "how the store is laid out" in problem]
+    assert len(layout) == (write.before is not None)  # who knew it sees that it is gone with the data
+    assert audit.problems == layout
 
 
 # -- a packet that arrives late, when its write has long been done again

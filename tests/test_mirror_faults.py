@@ -340,7 +340,7 @@ def test_it_is_read_on_at_once_while_nobody_answers(server, flavour, proxy, othe
                 begin = time.monotonic()
                 assert (found.get("a"), found.list(), found.count()) == (before, [before], 1)
                 waits.append(time.monotonic() - begin)
-            assert sum(wait > HEARTBEAT / 4 for wait in waits) <= 20  # it is a busy machine
+            assert sum(wait > HEARTBEAT / 4 for wait in waits) <= 2  # it is a busy machine
             first = found.age
             assert first > HEARTBEAT
             until(lambda: found.age > first + 0.2)

@@ -206,7 +206,7 @@ class Agents(RuleBasedStateMachine):
             self.client.unlink(*keys)
 
 
-@pytest.mark.parametrize(("backend", "examples"), [("fakeredis", 20), ("valkey", 30), ("redis", 30)])
+@pytest.mark.parametrize(("backend", "examples"), [("fakeredis", 20), ("valkey", 50), ("redis", 50)])
 def test_several_agents_on_one_store_agree_with_the_model(servers, prefix, backend, examples):
     made_from: Any = fakeredis.FakeServer() if backend == "fakeredis" else servers(backend).url
     client = fakeredis.FakeRedis(server=made_from) if backend == "fakeredis" else redis.Redis.from_url(made_from)

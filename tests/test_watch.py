@@ -1265,12 +1265,12 @@ def test_waiting_ends_in_time(watcher, other):
         begin = time.monotonic()
         with pytest.raises(WaitTimeoutError) as caught:
             watcher.wait("a", [State.NOTREADY, State.UNKNOWN], timeout=timeout)
-        assert timeout <= time.monotonic() - begin < timeout + 5
+        assert timeout <= time.monotonic() - begin < timeout + 1
         assert isinstance(caught.value, TimeoutError)
         assert (caught.value.id, caught.value.seconds) == ("a", timeout)
         for word in ("'a'", "NOTREADY", "UNKNOWN", "gone", f"{timeout:g} s"):
             assert word in str(caught.value)
-    assert watcher.wait("a", State.READY, timeout=30) == other.get("a")
+    assert watcher.wait("a", State.READY, timeout=0.01) == other.get("a")
 
 
 @every_pair
