@@ -28,6 +28,7 @@ SCHEMES: Final = (
     "rediss+sentinel://",
 )
 
+_NO_TEXT: Final = frozenset({"socket_type", "socket_keepalive_options"})  # options that no text is right for
 FAKEREDIS: Final = "fakeredis"
 """Its address: it has none."""
 
@@ -79,6 +80,8 @@ def parsed(url: str, library: Any) -> Source:
 
 def _pool(url: str, library: Any) -> Any:
     pool = library.ConnectionPool.from_url(url)
+    if unsayable := _NO_TEXT & pool.connection_kwargs.keys():
+        raise ValueError(f"{min(unsayable)} cannot be said in a URL: pass a client in")
     pool.connection_class(**pool.connection_kwargs)  # finds what it does not know in the query
     parts = urlsplit(url)
     (parts.hostname or "").encode("idna")

@@ -136,6 +136,32 @@ def test_what_is_wrong_in_a_url_is_said_and_never_a_password(kind, url, reason):
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        ":hunter2@h:6379",
+        "user:hunter2@localhost:6379/0",
+        "redis:/:hunter2@h:6379",
+        "redis+cluster:/u:hunter2@h",
+        "redis:user:hunter2@h",
+        "redis+sentinel://h/m?sentinel_passwort=hunter2",
+    ],
+)
+@pytest.mark.parametrize("kind", [SandboxStore, AsyncSandboxStore])
+def test_a_password_is_not_shown_where_the_url_is_hardly_one(kind, url):
+    with pytest.raises(InvalidArgumentError) as refused:
+        kind.from_url(url)
+    assert "hunter2" not in f"{refused.value} {refused.value!r} {vars(refused.value)}"
+
+
+@pytest.mark.parametrize("option", ["socket_type=77", "socket_keepalive_options=x"])
+@pytest.mark.parametrize("start", ["redis://h", "redis+cluster://h", "redis+sentinel://h/m"])
+@pytest.mark.parametrize("kind", [SandboxStore, AsyncSandboxStore])
+def test_options_that_no_text_is_right_for_are_refused(kind, start, option):
+    with pytest.raises(InvalidArgumentError, match=f"{option.partition('=')[0]} cannot be said in a URL"):
+        kind.from_url(f"{start}?{option}")
+
+
+@pytest.mark.parametrize(
     "url", ["redis+cluster://user:sesame@a:1,b", "redis+sentinel://user:sesame@a:1,b/it/3?sentinel_password=sesame"]
 )
 @pytest.mark.parametrize("kind", [SandboxStore, AsyncSandboxStore])
