@@ -34,7 +34,8 @@ from sandbox_redis.operations import Operations
 from sandbox_redis.scripts import FOLDER, script
 from sandbox_redis.server import EmbeddedServer
 from sandbox_redis.topology import Single
-from sandbox_redis.wire import Lease, SendAll
+from sandbox_redis.trace import Trace
+from sandbox_redis.wire import Lease, Lost, SendAll
 
 REPLICA = WriteConcern(replicas=1, timeout=3)
 SOON = WriteConcern(replicas=1, timeout=0.2)
@@ -428,3 +429,16 @@ def test_something_else_than_a_write_concern_is_refused(server, prefix):
             break
         with pytest.raises(InvalidArgumentError, match="a WriteConcern is needed"):
             store.start("a", pid=1, write_concern="majority")
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_what_another_connection_may_have_written_first_is_not_confirmed_by_this_one(fenced):
+    """WAIT speaks of its own connection: where an earlier packet may still have been the one that wrote, of nothing."""
+    trace = Trace("a", 0, ("record", "events"), "token", "0-0", 100, WriteConcern(replicas=1))
+    trace.lost(Lost("h:1", "cut", ("CLIENT", "KILL", "ID", b"7") if fenced else None))
+    trace.confirm([1])
+    if fenced:
+        trace.check(None)
+    else:
+        with pytest.raises(DurabilityError):
+            trace.check(None)

@@ -30,6 +30,7 @@ from sandbox_redis import (
     Severity,
     State,
     StoreUnavailableError,
+    watching,
 )
 from sandbox_redis.cli import main, options
 from sandbox_redis.keys import Keys
@@ -112,6 +113,29 @@ def next_events(watch, count):
 
 def partitions_of(ids, partitions=16):
     return {Keys("x", partitions).partition(each) for each in ids}
+
+
+# -- changes are heard of
+
+
+@pytest.mark.parametrize("kind", ["watch", "mirror"])
+def test_nodes_tell_of_changes_and_nobody_waits_for_a_heartbeat(kind, cluster, opened, monkeypatch):
+    store = opened(cluster.url)
+    store.create(sandbox_id="first")
+    monkeypatch.setattr(watching, "HEARTBEAT", 10 * PATIENT)  # longer than a test may take
+    if kind == "watch":
+        watch = store.watch()
+        ids = []
+        for number in range(20):
+            store.create(sandbox_id=f"web-{number}")
+            ids.append(next(watch).id)
+        assert ids == [f"web-{number}" for number in range(20)]
+        run(store, watch.aclose() if hasattr(watch, "aclose") else watch.close())
+    else:
+        mirror = run(store, store.mirror(heartbeat=10 * PATIENT))
+        for number in range(20):
+            run(store, mirror.wait_for(store.create(sandbox_id=f"web-{number}")))
+        close(store, mirror)
 
 
 # -- everything works

@@ -11,10 +11,10 @@ import redis.asyncio
 
 from sandbox_redis import AsyncSandboxStore, InvalidArgumentError, SandboxStore
 from sandbox_redis.cluster import Cluster
-from sandbox_redis.connect import Way, way
+from sandbox_redis.connect import Way, fence, way
 from sandbox_redis.sentinels import Sentinels
 from sandbox_redis.topology import Ask, Place
-from sandbox_redis.wire import Unsent
+from sandbox_redis.wire import ServerError, Unsent
 
 
 def led(source: Any, *, asyncio: bool = False) -> Way:
@@ -252,3 +252,27 @@ def test_a_client_of_the_other_flavour_is_refused():
             AsyncSandboxStore(redis.sentinel.Sentinel([("a", 7)]).master_for("it"))
 
     asyncio.run(main())
+
+
+# -- who a connection turns out to lead to
+
+INFO = b"id=7 addr=10.0.0.9:50000 laddr=10.0.0.1:6379 fd=8"
+MASTER = led("redis+sentinel://a/it").endpoint(Place("h:6379", "master"))
+
+
+@pytest.mark.parametrize("role", [b"slave", b"sentinel"])
+def test_what_the_sentinels_call_the_master_is_asked_whether_it_is(role):
+    assert fence(MASTER, [b"OK", INFO, [b"master", 0, []]]) is not None
+    with pytest.raises(Unsent) as refused:
+        fence(MASTER, [b"OK", INFO, [role, b"10.0.0.2", 6379]])
+    assert (refused.value.code, refused.value.hopeless) == ("READONLY", False)
+
+
+def test_who_may_not_ask_for_the_role_takes_the_sentinels_word():
+    assert fence(MASTER, [b"OK", INFO, ServerError("NOPERM", "no permissions")]) is not None
+
+
+def test_a_fence_names_both_ends_of_its_connection():
+    """Another server may have a connection of the same number from the same port."""
+    command = fence(MASTER, [b"OK", INFO, [b"master", 0, []]])
+    assert command == ("CLIENT", "KILL", "ID", b"7", "ADDR", b"10.0.0.9:50000", b"LADDR", b"10.0.0.1:6379")
