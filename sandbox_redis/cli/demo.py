@@ -7,15 +7,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Final, TypeVar
 
+from sandbox_redis.cli.signals import noted_signals
 from sandbox_redis.demo.check import Check, Findings
 from sandbox_redis.demo.director import DIRECTOR, Director, Script
 from sandbox_redis.demo.inside import address, delete_store
@@ -28,7 +26,6 @@ from sandbox_redis.store import SandboxStore
 
 _AGENTS_MAX: Final = 64  # each is a Python process of about 35 MB
 _SANDBOXES_MAX: Final = 1000  # each is two processes, a shell and its sleep
-_ECHO: Final = 0.5  # seconds in which a signal may come again: timeout(1) sends it to us and to our group
 _SECONDS_MAX: Final = 600  # the check has every event in memory, about 2 MB for each second
 
 Number = TypeVar("Number", int, float)
@@ -58,7 +55,7 @@ def demo(url: str | None, agents: int, sandboxes: int, seconds: float, seed: int
         seed=secrets.randbelow(10**6) if seed is None else seed,
     )
     shown = screen()
-    with _signals() as received, _folder() as folder:
+    with noted_signals() as received, _folder() as folder:
         server = EmbeddedServer() if url is None else None
         with server or nullcontext():
             pid = server.pid if server else 0
@@ -110,29 +107,6 @@ def _folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # it is not there any more when it was renamed to be kept
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
-    """The first signal that asks us to end is only noted, so that everything ends in order; a later one forces it."""
-    received = 0
-    until = 0.0
-
-    def note(number: int, _: FrameType | None) -> None:
-        nonlocal received, until
-        if received and time.monotonic() > until:
-            raise KeyboardInterrupt
-        received, until = received or number, until or time.monotonic() + _ECHO
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
-    for number in former:
-        signal.signal(number, note)
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _exists(pid: int) -> bool:

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Final
 
+from sandbox_redis.cli.signals import noted_signals
 from sandbox_redis.cli.statuses import SIGNALLED
 from sandbox_redis.errors import InvalidArgumentError
 from sandbox_redis.soak.deployment import Clusters, Sentinels, Standalone
@@ -65,7 +64,7 @@ def soak(
         raise InvalidArgumentError("--seconds", seconds, "a positive number is needed")
     seed = secrets.randbelow(10**6) if seed is None else seed
     plan = Plan(seconds=seconds, seed=seed, agents=agents, write_concern=replicas)
-    with _signals() as received, _progress() as progress:
+    with noted_signals() as received, _progress() as progress:
 
         def say(text: str) -> None:
             progress("")
@@ -129,25 +128,3 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield show
     finally:
         show("")
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
-    """The first signal that asks us to end is only noted, so that all is checked and deleted; a later one forces it."""
-    received = 0
-
-    def note(number: int, _: FrameType | None) -> None:
-        nonlocal received
-        if received:
-            raise KeyboardInterrupt
-        received = number
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
-    for number in former:
-        signal.signal(number, note)
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
